@@ -1,0 +1,90 @@
+// From the schemas' arguments to the five computations behind them. A backend (Cpu in cpu.cpp, Cuda in cuda.cpp) is a
+// struct of static functions:
+//
+//   Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&)
+//   Tensor pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&)
+//   Tensor depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&)
+//   Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&, std::optional<bool> channels_last)
+//   Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias)
+//
+// `op` is the name the user called, for error messages.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
+#include "arguments.h"
+
+namespace effnet {
+
+inline Epilogue batch_norm(const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& var, double eps, Activation activation) {
+  return {.bn_weight = &weight, .bn_bias = &bias, .bn_mean = &mean, .bn_var = &var, .eps = eps, .activation = activation};
+}
+
+inline const Tensor* optional(const std::optional<Tensor>& t) { return t ? &*t : nullptr; }
+
+// int[2] and int[4] arguments arrive as vectors; the dispatcher has already expanded a single number.
+Window window(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding);
+
+// nullopt: the output takes the input's format.
+std::optional<bool> channels_last(const char* op, const std::optional<torch::headeronly::MemoryFormat>& format);
+
+template <class Backend>
+struct Adapters {
+  using T = const Tensor&;
+  using OptionalT = const std::optional<Tensor>&;
+  using Ints = const std::vector<int64_t>&;
+
+  static Tensor pointwise_bn(T x, T w, T g, T b, T m, T v, double eps, OptionalT residual) {
+    auto epilogue = batch_norm(g, b, m, v, eps, Activation::none);
+    epilogue.residual = optional(residual);
+    return Backend::pointwise("pointwise_bn", x, w, epilogue);
+  }
+  static Tensor pointwise_bn_relu(T x, T w, T g, T b, T m, T v, double eps) {
+    return Backend::pointwise("pointwise_bn_relu", x, w, batch_norm(g, b, m, v, eps, Activation::relu));
+  }
+  static Tensor pointwise_bn_relu6(T x, T w, T g, T b, T m, T v, double eps) {
+    return Backend::pointwise("pointwise_bn_relu6", x, w, batch_norm(g, b, m, v, eps, Activation::relu6));
+  }
+  static Tensor depthwise_bn_relu6(T x, T w, T g, T b, T m, T v, double eps, Ints stride, Ints padding) {
+    return Backend::depthwise("depthwise_bn_relu6", x, w, batch_norm(g, b, m, v, eps, Activation::relu6), window("depthwise_bn_relu6", stride, padding));
+  }
+  static Tensor conv_bn_relu(T x, T w, T g, T b, T m, T v, double eps, Ints stride, Ints padding) {
+    return Backend::conv("conv_bn_relu", x, w, batch_norm(g, b, m, v, eps, Activation::relu), window("conv_bn_relu", stride, padding), std::nullopt);
+  }
+  static Tensor linear_bias(T x, T w, T bias) { return Backend::linear("linear_bias", x, w, &bias); }
+
+  static Tensor pointwise(T x, T w, OptionalT bias, OptionalT residual, StringHandle activation) {
+    return Backend::pointwise("pointwise", x, w, {.bias = optional(bias), .residual = optional(residual), .activation = parse_activation("pointwise", activation)});
+  }
+  static Tensor depthwise(T x, T w, OptionalT bias, Ints stride, Ints padding, StringHandle activation) {
+    Epilogue epilogue{.bias = optional(bias), .activation = parse_activation("depthwise", activation)};
+    return Backend::depthwise("depthwise", x, w, epilogue, window("depthwise", stride, padding));
+  }
+  static Tensor conv(T x, T w, OptionalT bias, Ints stride, Ints padding, StringHandle activation, std::optional<torch::headeronly::MemoryFormat> format) {
+    Epilogue epilogue{.bias = optional(bias), .activation = parse_activation("conv", activation)};
+    auto checked = window("conv", stride, padding);
+    return Backend::conv("conv", x, w, epilogue, checked, channels_last("conv", format));
+  }
+  static Tensor pointwise_pool(T x, T w, OptionalT bias, StringHandle activation) {
+    return Backend::pointwise_pool("pointwise_pool", x, w, {.bias = optional(bias), .activation = parse_activation("pointwise_pool", activation)});
+  }
+  static Tensor linear(T x, T w, OptionalT bias) { return Backend::linear("linear", x, w, optional(bias)); }
+
+  static void register_all(torch::stable::detail::StableLibrary& m) {
+    m.impl("pointwise_bn", TORCH_BOX(&pointwise_bn));
+    m.impl("pointwise_bn_relu", TORCH_BOX(&pointwise_bn_relu));
+    m.impl("pointwise_bn_relu6", TORCH_BOX(&pointwise_bn_relu6));
+    m.impl("depthwise_bn_relu6", TORCH_BOX(&depthwise_bn_relu6));
+    m.impl("conv_bn_relu", TORCH_BOX(&conv_bn_relu));
+    m.impl("linear_bias", TORCH_BOX(&linear_bias));
+    m.impl("pointwise", TORCH_BOX(&pointwise));
+    m.impl("depthwise", TORCH_BOX(&depthwise));
+    m.impl("conv", TORCH_BOX(&conv));
+    m.impl("pointwise_pool", TORCH_BOX(&pointwise_pool));
+    m.impl("linear", TORCH_BOX(&linear));
+  }
+};
+
+}  // namespace effnet

@@ -1,0 +1,70 @@
+// How the ops choose among their variants.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace effnet {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether every pointer lies on a 16-byte boundary and every extent is a multiple of 8: what the aligned variants were
+// promised at compile time. One OR and two tests a call.
+inline bool aligned(std::initializer_list<const void*> pointers, std::initializer_list<int64_t> extents) {
+  uintptr_t p = 0;
+  int64_t e = 0;
+  for (const void* pointer : pointers) p |= reinterpret_cast<uintptr_t>(pointer);
+  for (int64_t extent : extents) e |= extent;
+  return (p & 15) == 0 && (e & 7) == 0;
+}
+
+// Bits of the kernels' `flags`, as triton_src/_epilogue.py names them.
+inline int32_t flags(const Tail& tail) {
+  return (tail.batch_norm ? 1 : 0) | (!tail.batch_norm && tail.vectors[0] ? 2 : 0) | (tail.vectors_are_fp32 ? 4 : 0) | (tail.residual ? 8 : 0);
+}
+
+// A tile of the output and the variant that computes it.
+struct Tile {
+  const Variant* variant;
+  int rows, columns;
+};
+
+// The variants of one op, sorted by a key that the op computes from attributes, once per process.
+class TileTable {
+ public:
+  // `key` maps a variant to a small number; `rows` and `columns` name the attributes that give its tile.
+  template <class Key>
+  TileTable(const char* op, int keys, Key key, const char* rows, const char* columns) : op_(op), tiles_(keys) {
+    for (const Variant& v : variants())
+      if (v.op == std::string_view(op)) tiles_.at(key(v)).push_back({&v, v[rows], v[columns]});
+  }
+
+  // The tile that should finish first: whole waves of tiles over the GPU, each as long as its area plus a fixed latency.
+  const Tile& choose(int key, int64_t rows, int64_t columns, int64_t images, int multiprocessors) const {
+    constexpr int64_t kLatency = 2048;  // elements of a tile that cost as much as starting one
+    const Tile* best = nullptr;
+    int64_t best_cost = std::numeric_limits<int64_t>::max();
+    for (const Tile& tile : tiles_.at(key)) {
+      const int64_t count = images * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns);
+      const int64_t cost = ceil_div(count, multiprocessors) * (int64_t{tile.rows} * tile.columns + kLatency);
+      if (cost < best_cost) best = &tile, best_cost = cost;
+    }
+    if (!best) throw std::runtime_error(std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
+    return *best;
+  }
+
+ private:
+  const char* op_;
+  std::vector<std::vector<Tile>> tiles_;
+};
+
+constexpr int kPrecisions = 4;
+
+}  // namespace effnet

@@ -1,0 +1,31 @@
+// Dense convolution with few input channels: the stem. Kernels: triton_src/conv.py.
+#include "choice.h"
+
+namespace effnet {
+namespace {
+
+int key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
+
+const TileTable& table() {
+  static const TileTable t("conv", kPrecisions * 4, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
+  return t;
+}
+
+}  // namespace
+
+void launch_conv(const ConvProblem& p, Place place) {
+  const bool is_aligned = p.channels_last && aligned({p.out}, {p.out_channels});
+  const int64_t pixels = p.out_height * p.out_width;
+  const Tile& tile = table().choose(key(p.precision, p.channels_last, is_aligned), pixels, p.out_channels, p.batch, device_info(place.device).multiprocessors);
+
+  const int64_t grid = p.batch * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);
+  const auto& [p0, p1, p2, p3] = p.tail.vectors;
+  const int64_t *xs = p.x_strides, *ws = p.weight_strides;
+  launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.out,
+         int32_t(p.in_channels), int32_t(p.height), int32_t(p.width), int32_t(p.out_channels), int32_t(p.out_height), int32_t(p.out_width),
+         int32_t(p.kernel_y), int32_t(p.kernel_x), int32_t(p.stride_y), int32_t(p.stride_x), int32_t(p.left), int32_t(p.top),
+         int32_t(xs[0]), int32_t(xs[1]), int32_t(xs[2]), int32_t(xs[3]), int32_t(ws[0]), int32_t(ws[1]), int32_t(ws[2]), int32_t(ws[3]),
+         p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));
+}
+
+}  // namespace effnet

@@ -1,0 +1,166 @@
+// The CUDA implementation of every op on tensors: check, return early, make the output, launch. What is launched is
+// decided in <op>.cpp.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+
+#include "adapters.h"
+#include "kernels.h"
+#include "torch_runtime.h"
+
+namespace effnet {
+namespace {
+
+Place place_of(const Tensor& x) {
+  const int device = static_cast<int>(x.get_device_index());
+  return {device, current_stream(device)};
+}
+
+Precision precision_of(const Tensor& x, bool tf32) {
+  switch (x.scalar_type()) {
+    case ScalarType::Half: return Precision::fp16;
+    case ScalarType::BFloat16: return Precision::bf16;
+    default: return tf32 ? Precision::tf32 : Precision::fp32;
+  }
+}
+
+// A vector is read once, without strides; a sliced one (rare) is copied.
+struct Vectors {
+  std::array<std::optional<Tensor>, 4> copies;
+  int count = 0;
+
+  const void* data(const Tensor& t) {
+    if (is_contiguous(t)) return t.const_data_ptr();
+    return copies[count++].emplace(torch::stable::contiguous(t)).const_data_ptr();
+  }
+};
+
+Tail tail_of(const Epilogue& epilogue, const Tensor& x, Vectors& vectors) {
+  constexpr float kInfinity = INFINITY;
+  Tail tail{};
+  tail.low = epilogue.activation == Activation::none ? -kInfinity : 0.f;
+  tail.high = epilogue.activation == Activation::relu6 ? 6.f : kInfinity;
+  const Tensor* first = epilogue.has_batch_norm() ? epilogue.bn_weight : epilogue.bias;
+  if (first) tail.vectors_are_fp32 = first->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
+  if (epilogue.has_batch_norm()) {
+    tail.batch_norm = true;
+    tail.eps = static_cast<float>(epilogue.eps);
+    const Tensor* all[] = {epilogue.bn_weight, epilogue.bn_bias, epilogue.bn_mean, epilogue.bn_var};
+    for (int i = 0; i < 4; ++i) tail.vectors[i] = vectors.data(*all[i]);
+  } else if (epilogue.bias) {
+    tail.vectors[0] = vectors.data(*epilogue.bias);
+  }
+  return tail;
+}
+
+Tensor empty(const Tensor& like, std::span<const int64_t> sizes, std::span<const int64_t> strides) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle out;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cuda(),
+                                                         static_cast<int32_t>(like.get_device_index()), &out));
+  return Tensor(out);
+}
+
+Tensor empty_image(const Tensor& like, const ConvShape& s, bool channels_last) {
+  const int64_t n = s.batch, c = s.out_channels, h = s.out_height, w = s.out_width;
+  const std::array<int64_t, 4> sizes{n, c, h, w};
+  const auto strides = channels_last ? std::array<int64_t, 4>{c * h * w, 1, w * c, c} : std::array<int64_t, 4>{c * h * w, h * w, w, 1};
+  return empty(like, sizes, strides);
+}
+
+Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns) {
+  return empty(like, std::array<int64_t, 2>{rows, columns}, std::array<int64_t, 2>{columns, 1});
+}
+
+// The kernels read dense images; a view with other strides is copied once, into the format of the output.
+Tensor dense(const Tensor& x, bool channels_last) {
+  if (channels_last ? is_channels_last(x) : is_contiguous(x)) return x;
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+Tensor dense(const Tensor& t) { return is_contiguous(t) ? t : torch::stable::contiguous(t); }
+
+struct Cuda {
+  static Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+    const ConvShape s = check_pointwise(op, x, weight, epilogue);
+    Tensor out = empty_image(x, s, s.channels_last);
+    if (s.out_numel() == 0) return out;
+
+    const Tensor input = dense(x, s.channels_last), matrix = dense(weight);
+    Vectors vectors;
+    Tail tail = tail_of(epilogue, x, vectors);
+    std::optional<Tensor> residual;
+    if (epilogue.residual) tail.residual = residual.emplace(dense(*epilogue.residual, s.channels_last)).const_data_ptr();
+    launch_pointwise({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = s.channels_last, .x = input.const_data_ptr(),
+                      .weight = matrix.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .pixels = s.height * s.width,
+                      .in_channels = s.in_channels, .out_channels = s.out_channels, .tail = tail}, place_of(x));
+    return out;
+  }
+
+  static Tensor pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+    const ConvShape s = check_pointwise_pool(op, x, weight, epilogue);
+    Tensor out = empty_matrix(x, s.batch, s.out_channels);
+    if (s.batch == 0) return out;
+
+    const Tensor input = dense(x, s.channels_last), matrix = dense(weight);
+    Vectors vectors;
+    const Tail tail = tail_of(epilogue, x, vectors);
+    launch_pointwise_pool({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = s.channels_last, .x = input.const_data_ptr(),
+                           .weight = matrix.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .pixels = s.height * s.width,
+                           .in_channels = s.in_channels, .out_channels = s.out_channels, .tail = tail}, place_of(x));
+    return out;
+  }
+
+  static Tensor depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window) {
+    const ConvShape s = check_depthwise(op, x, weight, epilogue, window);
+    Tensor out = empty_image(x, s, s.channels_last);
+    if (s.out_numel() == 0) return out;
+
+    const Tensor input = dense(x, s.channels_last), taps = dense(weight);
+    Vectors vectors;
+    const Tail tail = tail_of(epilogue, x, vectors);
+    launch_depthwise({.op = op, .precision = precision_of(x, false), .channels_last = s.channels_last, .x = input.const_data_ptr(),
+                      .weight = taps.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .channels = s.in_channels, .height = s.height,
+                      .width = s.width, .out_height = s.out_height, .out_width = s.out_width, .kernel = s.kernel_height, .stride_y = window.stride[0],
+                      .stride_x = window.stride[1], .left = window.padding[0], .top = window.padding[2], .tail = tail}, place_of(x));
+    return out;
+  }
+
+  static Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window, std::optional<bool> format) {
+    const ConvShape s = check_conv(op, x, weight, epilogue, window);
+    const bool channels_last = format.value_or(s.channels_last);
+    Tensor out = empty_image(x, s, channels_last);
+    if (s.out_numel() == 0) return out;
+
+    Vectors vectors;
+    const Tail tail = tail_of(epilogue, x, vectors);
+    launch_conv({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = channels_last, .x = x.const_data_ptr(),
+                 .weight = weight.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .in_channels = s.in_channels, .height = s.height,
+                 .width = s.width, .out_channels = s.out_channels, .out_height = s.out_height, .out_width = s.out_width, .kernel_y = s.kernel_height,
+                 .kernel_x = s.kernel_width, .stride_y = window.stride[0], .stride_x = window.stride[1], .left = window.padding[0], .top = window.padding[2],
+                 .x_strides = x.strides().data(), .weight_strides = weight.strides().data(), .tail = tail}, place_of(x));
+    return out;
+  }
+
+  static Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias) {
+    const LinearShape s = check_linear(op, x, weight, bias);
+    Tensor out = empty_matrix(x, s.rows, s.out_features);
+    if (s.rows == 0) return out;
+
+    const Tensor input = dense(x), matrix = dense(weight);
+    Vectors vectors;
+    const Tail tail = tail_of({.bias = bias}, x, vectors);
+    launch_linear({.op = op, .precision = precision_of(x, tf32_for_matmul()), .x = input.const_data_ptr(), .weight = matrix.const_data_ptr(),
+                   .out = out.mutable_data_ptr(), .rows = s.rows, .in_features = s.in_features, .out_features = s.out_features, .tail = tail}, place_of(x));
+    return out;
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(effnet, CUDA, m) { Adapters<Cuda>::register_all(m); }
+
+}  // namespace effnet

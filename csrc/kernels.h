@@ -1,0 +1,72 @@
+// The computations on raw device memory: what a tensor op, or a caller without torch, asks of a kernel. Each function
+// chooses a variant and launches it, asynchronously, on `place`; sizes and pointers are taken as checked.
+#pragma once
+
+#include <cstdint>
+
+#include "launcher.h"
+
+namespace effnet {
+
+// Storage type and arithmetic. The order is the one of PRECISION_CODES in triton_src/_variant.py.
+enum class Precision { fp16, bf16, tf32, fp32 };
+
+// y = activation((accumulator - mean) / sqrt(var + eps) * weight + bias + residual), or with a bias alone.
+struct Tail {
+  const void* vectors[4] = {};  // batch norm's weight, bias, mean, var; or the bias in the first; or nothing
+  bool batch_norm = false;
+  bool vectors_are_fp32 = false;  // else they have x's type
+  float eps = 0;
+  float low, high;                // the activation as a clamp
+  const void* residual = nullptr;
+};
+
+struct PointwiseProblem {
+  const char* op;
+  Precision precision;
+  bool channels_last;
+  const void *x, *weight;
+  void* out;
+  int64_t batch, pixels, in_channels, out_channels;  // pixels of one image
+  Tail tail;
+};
+
+struct DepthwiseProblem {
+  const char* op;
+  Precision precision;
+  bool channels_last;
+  const void *x, *weight;
+  void* out;
+  int64_t batch, channels, height, width, out_height, out_width, kernel;
+  int64_t stride_y, stride_x, left, top;
+  Tail tail;
+};
+
+struct ConvProblem {
+  const char* op;
+  Precision precision;
+  bool channels_last;  // of the output; the input and the weight are read through their strides
+  const void *x, *weight;
+  void* out;
+  int64_t batch, in_channels, height, width, out_channels, out_height, out_width, kernel_y, kernel_x;
+  int64_t stride_y, stride_x, left, top;
+  const int64_t *x_strides, *weight_strides;  // four each, in elements
+  Tail tail;
+};
+
+struct LinearProblem {
+  const char* op;
+  Precision precision;
+  const void *x, *weight;
+  void* out;
+  int64_t rows, in_features, out_features;
+  Tail tail;
+};
+
+void launch_pointwise(const PointwiseProblem& problem, Place place);
+void launch_pointwise_pool(const PointwiseProblem& problem, Place place);
+void launch_depthwise(const DepthwiseProblem& problem, Place place);
+void launch_conv(const ConvProblem& problem, Place place);
+void launch_linear(const LinearProblem& problem, Place place);
+
+}  // namespace effnet

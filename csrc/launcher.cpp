@@ -1,0 +1,310 @@
+#include "launcher.h"
+
+#include <cuda.h>
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+
+namespace effnet {
+namespace {
+
+constexpr int kMaxDevices = 64;
+constexpr int kSharedWithoutOptIn = 48 * 1024;
+
+[[noreturn]] void fail(Failure failure, const std::string& message) { throw Error(failure, message); }
+
+std::string capability_name(int capability) { return std::to_string(capability / 10) + "." + std::to_string(capability % 10); }
+
+// ---- the driver ----
+
+struct Driver {
+  decltype(&cuInit) init;
+  decltype(&cuDriverGetVersion) driver_version;
+  decltype(&cuGetErrorName) error_name;
+  decltype(&cuGetErrorString) error_string;
+  decltype(&cuDeviceGetCount) device_count;
+  decltype(&cuDeviceGet) device;
+  decltype(&cuDeviceGetName) device_name;
+  decltype(&cuDeviceGetAttribute) device_attribute;
+  decltype(&cuDevicePrimaryCtxRetain) retain_primary_context;
+  decltype(&cuCtxGetCurrent) current_context;
+  decltype(&cuCtxPushCurrent) push_context;
+  decltype(&cuCtxPopCurrent) pop_context;
+  decltype(&cuThreadExchangeStreamCaptureMode) exchange_capture_mode;
+  decltype(&cuLibraryLoadData) load_library;
+  decltype(&cuLibraryGetKernel) get_kernel;
+  decltype(&cuKernelSetAttribute) set_kernel_attribute;
+  decltype(&cuKernelGetFunction) kernel_function;
+  decltype(&cuLaunchKernel) launch_kernel;
+  int version = 0;
+
+  std::string describe(CUresult result) const {
+    const char *name = nullptr, *text = nullptr;
+    error_name(result, &name);
+    error_string(result, &text);
+    return std::string(name ? name : "unknown error") + " (" + std::to_string(result) + ": " + (text ? text : "no description") + ")";
+  }
+  void check(CUresult result, const std::string& doing) const {
+    if (result != CUDA_SUCCESS) fail(Failure::driver, "effnet_aot: " + doing + " failed: " + describe(result));
+  }
+};
+
+// CUDA does not survive a fork; without this the child would crash or hang inside the driver.
+std::atomic<bool> started{false}, forked{false};
+
+void refuse_after_fork() {
+  if (forked.load(std::memory_order_relaxed))
+    fail(Failure::driver, "effnet_aot: CUDA was used before this process was forked and cannot be used in the child; start it with the 'spawn' method");
+}
+
+Driver* open_driver() {
+  void* handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (!handle) fail(Failure::no_driver, std::string("effnet_aot: no CUDA driver on this machine (") + dlerror() + "); the CPU implementation needs none");
+  auto driver = std::make_unique<Driver>();
+  auto resolve = [&](auto& function, const char* symbol) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, symbol));
+    if (function) return;
+    std::string version = "unknown version";
+    if (driver->driver_version && driver->driver_version(&driver->version) == CUDA_SUCCESS)
+      version = "CUDA " + std::to_string(driver->version / 1000) + "." + std::to_string(driver->version % 1000 / 10);
+    fail(Failure::no_driver, std::string("effnet_aot: the CUDA driver is too old: it has no ") + symbol + ", which came with CUDA 12.0; this one is of " + version);
+  };
+  // Suffixes are the ABI versions that cuda.h maps the plain names to.
+  resolve(driver->driver_version, "cuDriverGetVersion");
+  resolve(driver->init, "cuInit");
+  resolve(driver->error_name, "cuGetErrorName");
+  resolve(driver->error_string, "cuGetErrorString");
+  resolve(driver->device_count, "cuDeviceGetCount");
+  resolve(driver->device, "cuDeviceGet");
+  resolve(driver->device_name, "cuDeviceGetName");
+  resolve(driver->device_attribute, "cuDeviceGetAttribute");
+  resolve(driver->retain_primary_context, "cuDevicePrimaryCtxRetain");
+  resolve(driver->current_context, "cuCtxGetCurrent");
+  resolve(driver->push_context, "cuCtxPushCurrent_v2");
+  resolve(driver->pop_context, "cuCtxPopCurrent_v2");
+  resolve(driver->exchange_capture_mode, "cuThreadExchangeStreamCaptureMode");
+  resolve(driver->load_library, "cuLibraryLoadData");
+  resolve(driver->get_kernel, "cuLibraryGetKernel");
+  resolve(driver->set_kernel_attribute, "cuKernelSetAttribute");
+  resolve(driver->kernel_function, "cuKernelGetFunction");
+  resolve(driver->launch_kernel, "cuLaunchKernel");
+  driver->check(driver->init(0), "starting the CUDA driver");
+  driver->driver_version(&driver->version);
+  pthread_atfork(nullptr, nullptr, [] { forked = started.load(); });
+  started = true;
+  return driver.release();
+}
+
+const Driver& driver() {
+  static const Driver* instance = open_driver();  // a failure is thrown, and tried again at the next call
+  return *instance;
+}
+
+// ---- devices ----
+
+struct DeviceState {
+  CUdevice handle;
+  CUcontext context;  // the primary one, which torch and the CUDA runtime use
+  Device info;
+};
+
+const DeviceState& device_state(int ordinal) {
+  refuse_after_fork();
+  static std::array<std::atomic<const DeviceState*>, kMaxDevices> states{};
+  static std::mutex mutex;
+  if (ordinal < 0 || ordinal >= kMaxDevices) fail(Failure::invalid_argument, "effnet_aot: device ordinal must be between 0 and " + std::to_string(kMaxDevices - 1) + ", got " + std::to_string(ordinal));
+  if (const auto* state = states[ordinal].load(std::memory_order_acquire)) return *state;
+  std::lock_guard lock(mutex);
+  if (const auto* state = states[ordinal].load(std::memory_order_acquire)) return *state;
+
+  const Driver& d = driver();
+  const std::string which = "device " + std::to_string(ordinal);
+  int count = 0;
+  d.check(d.device_count(&count), "counting the devices");
+  if (ordinal >= count) fail(Failure::invalid_argument, "effnet_aot: " + which + " does not exist: the driver sees " + std::to_string(count));
+  auto state = std::make_unique<DeviceState>();
+  d.check(d.device(&state->handle, ordinal), "opening " + which);
+  auto attribute = [&](CUdevice_attribute what) {
+    int value = 0;
+    d.check(d.device_attribute(&value, what, state->handle), "asking " + which + " for its properties");
+    return value;
+  };
+  char name[128] = "";
+  d.check(d.device_name(name, sizeof name, state->handle), "asking " + which + " for its name");
+  state->info = {.capability = 10 * attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) + attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+                 .multiprocessors = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+                 .name = name};
+  d.check(d.retain_primary_context(&state->context, state->handle), "opening the primary context of " + which);
+  states[ordinal].store(state.get(), std::memory_order_release);
+  return *state.release();
+}
+
+// A thread that has not touched CUDA yet has no context, and one that works on another GPU has the wrong one.
+class CurrentContext {
+ public:
+  explicit CurrentContext(CUcontext wanted) : driver_(driver()) {
+    CUcontext current = nullptr;
+    driver_.check(driver_.current_context(&current), "asking for the current context");
+    pushed_ = current != wanted;
+    if (pushed_) driver_.check(driver_.push_context(wanted), "making the device's context current");
+  }
+  ~CurrentContext() {
+    CUcontext ignored;
+    if (pushed_) driver_.pop_context(&ignored);
+  }
+  CurrentContext(const CurrentContext&) = delete;
+  CurrentContext& operator=(const CurrentContext&) = delete;
+
+ private:
+  const Driver& driver_;
+  bool pushed_ = false;
+};
+
+// Loading allocates, which a capture of another stream would forbid ("global" capture mode) though it records nothing.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { driver().exchange_capture_mode(&mode_); }
+  ~RelaxedCapture() { driver().exchange_capture_mode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
+};
+
+// ---- images ----
+
+enum class ImagePolicy { any, cubin, ptx };
+
+ImagePolicy image_policy() {
+  static const ImagePolicy policy = [] {
+    const char* text = std::getenv("EFFNET_AOT_IMAGE");
+    if (!text || !*text || !std::strcmp(text, "auto")) return ImagePolicy::any;
+    if (!std::strcmp(text, "cubin")) return ImagePolicy::cubin;
+    if (!std::strcmp(text, "ptx")) return ImagePolicy::ptx;
+    fail(Failure::invalid_argument, std::string("effnet_aot: EFFNET_AOT_IMAGE must be auto, cubin or ptx, got '") + text + "'");
+  }();
+  return policy;
+}
+
+bool log_enabled() {
+  static const bool enabled = [] {
+    const char* text = std::getenv("EFFNET_AOT_LOG");
+    return text && *text && std::strcmp(text, "0");
+  }();
+  return enabled;
+}
+
+std::string image_name(const Image& image) {
+  return (image.kind == ImageKind::cubin ? "cubin sm_" : "ptx compute_") + std::to_string(image.capability);
+}
+
+std::string built_images(const Variant& variant) {
+  std::string names;
+  for (const auto& image : variant.images) names += (names.empty() ? "" : ", ") + image_name(image);
+  return names;
+}
+
+// The kernel of an image, loaded once for the whole process. The caller holds the lock.
+CUkernel load(const char* op, const Variant& variant, const Image& image) {
+  static std::map<const Image*, CUkernel> loaded;
+  if (auto it = loaded.find(&image); it != loaded.end()) return it->second;
+  const Driver& d = driver();
+  const std::string what = std::string("effnet::") + op + ": loading " + variant.kernel + " (" + variant.name + ", " + image_name(image) + ")";
+  CUlibrary library = nullptr;
+  if (CUresult r = d.load_library(&library, image.data, nullptr, nullptr, 0, nullptr, nullptr, 0); r != CUDA_SUCCESS)
+    fail(what + " failed: " + d.describe(r));
+  CUkernel kernel = nullptr;
+  if (CUresult r = d.get_kernel(&kernel, library, variant.kernel); r != CUDA_SUCCESS) fail(what + " failed: " + d.describe(r));
+  return loaded[&image] = kernel;
+}
+
+struct Ready {
+  CUfunction function;
+  const Image* image;
+};
+
+// What serves a variant on a device: chosen, loaded and configured at the first use.
+const Ready& ready(const char* op, const Variant& variant, int device) {
+  static auto* table = new std::atomic<const Ready*>[variants().size() * kMaxDevices]{};
+  static std::mutex mutex;
+  auto& slot = table[variant.index * kMaxDevices + device];
+  if (const Ready* r = slot.load(std::memory_order_acquire)) return *r;
+
+  std::lock_guard lock(mutex);
+  if (const Ready* r = slot.load(std::memory_order_acquire)) return *r;
+  const DeviceState& state = device_state(device);
+  const Image* image = select_image(variant, state.info.capability);
+  if (!image)
+    fail(std::string("effnet::") + op + ": no image of " + variant.kernel + " serves device " + std::to_string(device) + ", " + state.info.name + " (compute capability " +
+         capability_name(state.info.capability) + "); built are: " + built_images(variant) + ". Rebuild with " + kRebuild);
+  const Driver& d = driver();
+  RelaxedCapture relaxed;
+  CUkernel kernel = load(op, variant, *image);
+  if (image->shared > kSharedWithoutOptIn)
+    d.check(d.set_kernel_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, image->shared, kernel, state.handle),
+            std::string("asking for ") + std::to_string(image->shared) + " bytes of shared memory for " + variant.kernel);
+  CUfunction function = nullptr;
+  d.check(d.kernel_function(&function, kernel), std::string("loading ") + variant.kernel + " (" + variant.name + ") onto device " + std::to_string(device));
+  if (log_enabled())
+    std::fprintf(stderr, "effnet_aot: %s/%s on device %d (%s): %s, %d registers, %d bytes of shared memory\n", variant.op, variant.name, device, state.info.name.c_str(),
+                 image_name(*image).c_str(), image->registers, image->shared);
+  const Ready* r = new Ready{function, image};
+  slot.store(r, std::memory_order_release);
+  return *r;
+}
+
+}  // namespace
+
+const Device& device_info(int device) { return device_state(device).info; }
+
+const Image* select_image(const Variant& variant, int capability) {
+  const ImagePolicy policy = image_policy();
+  const Image* best = nullptr;
+  for (const Image& image : variant.images) {
+    if (image.capability > capability) continue;
+    if (image.kind == ImageKind::cubin) {
+      if (policy == ImagePolicy::ptx || image.capability / 10 != capability / 10) continue;
+    } else if (policy == ImagePolicy::cubin) {
+      continue;
+    }
+    const bool better = !best || (image.kind == ImageKind::cubin && best->kind == ImageKind::ptx) || (image.kind == best->kind && image.capability > best->capability);
+    if (better) best = &image;
+  }
+  return best;
+}
+
+void launch(const char* op, const Variant& variant, Place place, int64_t grid, std::span<void*> arguments) {
+  const DeviceState& state = device_state(place.device);
+  if (static_cast<int>(arguments.size()) != variant.parameters + 2)
+    fail(std::string("effnet::") + op + ": " + variant.kernel + " takes " + std::to_string(variant.parameters) + " parameters, got " + std::to_string(arguments.size() - 2));
+  if (grid < 1 || grid > INT32_MAX)
+    fail(std::string("effnet::") + op + ": " + variant.kernel + " needs a grid of 1 to 2147483647 blocks, got " + std::to_string(grid));
+  // Triton's kernels end with a pointer to global scratch memory and one to a profiler's: unused by ours.
+  void* none = nullptr;
+  arguments[arguments.size() - 2] = arguments[arguments.size() - 1] = &none;
+
+  CurrentContext context(state.context);
+  const Ready& r = ready(op, variant, place.device);
+  const CUresult result = driver().launch_kernel(r.function, static_cast<unsigned>(grid), 1, 1, static_cast<unsigned>(r.image->threads), 1, 1, static_cast<unsigned>(r.image->shared),
+                                                 static_cast<CUstream>(place.stream), arguments.data(), nullptr);
+  if (result != CUDA_SUCCESS)
+    fail(std::string("effnet::") + op + ": launching " + variant.kernel + " (" + variant.name + ", " + image_name(*r.image) + ") on device " + std::to_string(place.device) + " with grid (" +
+         std::to_string(grid) + ", 1, 1) failed: " + driver().describe(result));
+}
+
+void preload(int device) {
+  CurrentContext context(device_state(device).context);
+  for (const Variant& variant : variants()) ready("preload", variant, device);
+}
+
+}  // namespace effnet

@@ -1,0 +1,59 @@
+// Runs a kernel of the registry on a GPU. The only part that talks to the CUDA driver, which it opens at the first
+// launch (never links): the library loads on machines with no driver.
+//
+// An image is loaded once per process and serves every device; which image serves a device is decided once per device.
+// Everything here is safe to call from several threads, and inside a CUDA-graph capture. Errors are effnet::Error.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+#include "registry.h"
+
+namespace effnet {
+
+// What went wrong, for callers who need to tell failures apart; the text names op, kernel and device.
+enum class Failure { invalid_argument, no_driver, no_image, driver };
+
+struct Error : std::runtime_error {
+  Error(Failure failure, const std::string& message) : std::runtime_error(message), failure(failure) {}
+  Failure failure;
+};
+
+// Where to run: a device by its CUDA ordinal and a stream of it (CUstream; null is the default stream).
+struct Place {
+  int device = 0;
+  void* stream = nullptr;
+};
+
+// Launches `variant` on `grid` blocks. `arguments` are the addresses of the kernel's run-time parameters, in order, with
+// two slots at the end for the pointers that Triton adds. `op` is what the user called, for messages.
+void launch(const char* op, const Variant& variant, Place place, int64_t grid, std::span<void*> arguments);
+
+// The same from values: launch(op, variant, place, grid, pointer, int32, float, ...).
+template <class... Values>
+void launch(const char* op, const Variant& variant, Place place, int64_t grid, Values... values) {
+  std::array<void*, sizeof...(Values) + 2> addresses{static_cast<void*>(&values)...};
+  launch(op, variant, place, grid, std::span<void*>(addresses));
+}
+
+struct Device {
+  int capability;       // 90 for 9.0
+  int multiprocessors;
+  std::string name;
+};
+
+// Throws where there is no such device, or no driver.
+const Device& device_info(int device);
+
+// The image that serves `variant` on a device of this capability, or null: the capability's own cubin, else the cubin of
+// the same major and the next lower minor capability, else PTX. EFFNET_AOT_IMAGE=cubin or ptx restricts the choice.
+const Image* select_image(const Variant& variant, int capability);
+
+// Loads every kernel for this device, so that later calls only launch.
+void preload(int device);
+
+}  // namespace effnet

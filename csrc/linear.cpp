@@ -1,0 +1,26 @@
+// Linear layer. Kernels: triton_src/linear.py.
+#include "choice.h"
+
+namespace effnet {
+namespace {
+
+int key(Precision precision, bool is_aligned) { return static_cast<int>(precision) * 2 + is_aligned; }
+
+const TileTable& table() {
+  static const TileTable t("linear", kPrecisions * 2, [](const Variant& v) { return key(Precision(v["precision"]), v["aligned"]); }, "block_m", "block_n");
+  return t;
+}
+
+}  // namespace
+
+void launch_linear(const LinearProblem& p, Place place) {
+  const bool is_aligned = aligned({p.x, p.weight, p.out}, {p.in_features, p.out_features});
+  const Tile& tile = table().choose(key(p.precision, is_aligned), p.rows, p.out_features, 1, device_info(place.device).multiprocessors);
+
+  const int64_t grid = ceil_div(p.rows, tile.rows) * ceil_div(p.out_features, tile.columns);
+  const auto& [p0, p1, p2, p3] = p.tail.vectors;
+  launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.out,
+         int32_t(p.rows), int32_t(p.out_features), int32_t(p.in_features), p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));
+}
+
+}  // namespace effnet

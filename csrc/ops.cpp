@@ -1,0 +1,22 @@
+// Every schema of the library, and nothing else. The CPU and CUDA implementations are registered in cpu.cpp and
+// cuda.cpp; fake kernels, autograd and autocast in effnet_aot/ops/.
+//
+// padding is (left, right, top, bottom), as torch.nn.functional.pad orders it.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(effnet, m) {
+  // Convolution and batch norm with running statistics: y = (conv(x) - mean) / sqrt(var + eps) * weight + bias.
+  m.def("pointwise_bn(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, Tensor? residual=None) -> Tensor");
+  m.def("pointwise_bn_relu(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05) -> Tensor");
+  m.def("pointwise_bn_relu6(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05) -> Tensor");
+  m.def("depthwise_bn_relu6(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, int[2] stride=1, int[4] padding=1) -> Tensor");
+  m.def("conv_bn_relu(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, int[2] stride=2, int[4] padding=1) -> Tensor");
+  m.def("linear_bias(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+
+  // The same with batch norm already folded into weight and bias: activation(conv(x) + bias + residual).
+  m.def("pointwise(Tensor x, Tensor weight, Tensor? bias=None, Tensor? residual=None, str activation='none') -> Tensor");
+  m.def("depthwise(Tensor x, Tensor weight, Tensor? bias=None, int[2] stride=1, int[4] padding=1, str activation='none') -> Tensor");
+  m.def("conv(Tensor x, Tensor weight, Tensor? bias=None, int[2] stride=2, int[4] padding=1, str activation='none', MemoryFormat? memory_format=None) -> Tensor");
+  m.def("pointwise_pool(Tensor x, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+}

@@ -1,0 +1,29 @@
+// 1x1 convolution and its siblings by batch norm, activation and residual. Kernels: triton_src/pointwise.py.
+#include "choice.h"
+
+namespace effnet {
+namespace {
+
+int key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
+
+const TileTable& table() {
+  static const TileTable t("pointwise", kPrecisions * 4, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
+  return t;
+}
+
+}  // namespace
+
+void launch_pointwise(const PointwiseProblem& p, Place place) {
+  // Maps of one pixel lie the same way in both formats, and as rows they share tiles across images.
+  const bool rows = p.channels_last || p.pixels == 1;
+  const int64_t pixels = rows ? p.batch * p.pixels : p.pixels, images = rows ? 1 : p.batch;
+  const bool is_aligned = aligned({p.x, p.weight, p.out, p.tail.residual}, {p.in_channels, rows ? p.out_channels : p.pixels});
+  const Tile& tile = table().choose(key(p.precision, rows, is_aligned), pixels, p.out_channels, images, device_info(place.device).multiprocessors);
+
+  const int64_t grid = images * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);
+  const auto& [p0, p1, p2, p3] = p.tail.vectors;
+  launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.tail.residual, p.out,
+         int32_t(pixels), int32_t(p.out_channels), int32_t(p.in_channels), p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));
+}
+
+}  // namespace effnet

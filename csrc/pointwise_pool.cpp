@@ -1,0 +1,27 @@
+// 1x1 convolution and global average pool in one kernel: the head. Kernels: triton_src/pointwise_pool.py.
+#include "choice.h"
+
+namespace effnet {
+namespace {
+
+int key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
+
+const TileTable& table() {
+  static const TileTable t("pointwise_pool", kPrecisions * 4, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
+  return t;
+}
+
+}  // namespace
+
+void launch_pointwise_pool(const PointwiseProblem& p, Place place) {
+  const bool rows = p.channels_last || p.pixels == 1;
+  const bool is_aligned = rows && aligned({p.x, p.weight}, {p.in_channels});
+  const Tile& tile = table().choose(key(p.precision, rows, is_aligned), 1, p.out_channels, p.batch, device_info(place.device).multiprocessors);
+
+  const int64_t grid = p.batch * ceil_div(p.out_channels, tile.columns);
+  const auto& [p0, p1, p2, p3] = p.tail.vectors;
+  launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.out,
+         int32_t(p.pixels), int32_t(p.out_channels), int32_t(p.in_channels), p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));
+}
+
+}  // namespace effnet

@@ -1,0 +1,52 @@
+"""What follows the accumulator: batch norm or bias, residual, activation. One code for every op and every case.
+
+All choices but the data type are made at run time, by `flags` and the clamp bounds, because they cost a few scalar
+branches on vectors of one channel tile and would otherwise multiply the number of kernels by 24.
+"""
+
+import triton
+import triton.language as tl
+
+HAS_BATCH_NORM = tl.constexpr(1)  # (p0, p1, p2, p3) are weight, bias, mean, var; otherwise p0 is the bias
+HAS_BIAS = tl.constexpr(2)
+VECTORS_ARE_FP32 = tl.constexpr(4)  # p0..p3 are float32 whatever the type of x
+HAS_RESIDUAL = tl.constexpr(8)
+
+# The run-time parameters that every kernel with this epilogue takes, after its data pointers and sizes.
+PARAMETERS = {"eps": "fp32", "low": "fp32", "high": "fp32", "flags": "i32"}
+
+
+@triton.jit
+def load_vector(pointer, offsets, mask, flags):
+    if (flags & VECTORS_ARE_FP32) != 0:
+        values = tl.load(pointer.to(tl.pointer_type(tl.float32)) + offsets, mask=mask, other=0.0)
+    else:
+        values = tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def load_affine(p0, p1, p2, p3, channels, mask, eps, flags):
+    """(center, scale, shift) with y = (accumulator - center) * scale + shift.
+
+    The mean is subtracted before scaling, as PyTorch does: folding it into the shift would lose digits where the mean
+    is large against the deviation.
+    """
+    center = tl.zeros_like(channels).to(tl.float32)
+    scale = center + 1.0
+    shift = center
+    if (flags & HAS_BATCH_NORM) != 0:
+        center = load_vector(p2, channels, mask, flags)
+        variance = load_vector(p3, channels, mask, flags)
+        scale = load_vector(p0, channels, mask, flags) / tl.sqrt_rn(variance + eps)
+        shift = load_vector(p1, channels, mask, flags)
+    elif (flags & HAS_BIAS) != 0:
+        shift = load_vector(p0, channels, mask, flags)
+    return center, scale, shift
+
+
+@triton.jit
+def activate(y, low, high):
+    """none, relu and relu6 as a clamp; NaN stays NaN, as in PyTorch (plain min and max would drop it)."""
+    y = tl.maximum(y, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(y, high, propagate_nan=tl.PropagateNan.ALL)

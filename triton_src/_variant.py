@@ -1,0 +1,33 @@
+"""What one ahead-of-time compilation of a kernel is made of."""
+
+from dataclasses import dataclass, field
+
+# How a kernel's operands are stored and multiplied: the storage type and, for float32, the arithmetic of tl.dot.
+PRECISIONS = {"fp16": ("fp16", "tf32"), "bf16": ("bf16", "tf32"), "tf32": ("fp32", "tf32"), "fp32": ("fp32", "ieee")}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with everything fixed that the compiler must know.
+
+    `parameters` maps the run-time parameters, in order, to Triton types; `divisible` promises that a parameter (an
+    address or a number) is a multiple of something, which is what turns loads into 16-byte ones; `constants` are the
+    constexprs. `attributes` are the integers by which the C++ side tells variants of an op apart.
+    """
+
+    op: str
+    name: str
+    kernel: object
+    parameters: dict
+    constants: dict
+    attributes: dict
+    divisible: dict = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def __str__(self):
+        return f"{self.op}/{self.name}"
+
+
+# The order is the one of `enum class Precision` in csrc/registry.h.
+PRECISION_CODES = {"fp16": 0, "bf16": 1, "tf32": 2, "fp32": 3}

@@ -1,0 +1,84 @@
+"""Dense convolution with few input channels (a network's stem), as an implicit matrix product.
+
+out[p, o] = activation(affine(sum_k x[pixel(p, k)] weight[o, k])), k = (c, ky, kx) flattened: 27 for a 3x3 stem on RGB,
+padded to 32 for the tensor cores. x and weight are read through their strides, so that any layout is read where it
+lies and the output's layout is free: the stem turns an NCHW picture into the channels_last maps of the network.
+A program owns one image's tile of pixels and a tile of output channels.
+"""
+
+import triton
+import triton.language as tl
+
+from ._epilogue import PARAMETERS, activate, load_affine
+from ._variant import PRECISION_CODES, PRECISIONS, Variant
+
+
+@triton.jit
+def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_channels, out_height, out_width,
+                kernel_y, kernel_x, stride_y, stride_x, left, top,
+                x_image, x_channel, x_row, x_column, weight_out, weight_in, weight_row, weight_column,
+                eps, low, high, flags,
+                CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                PRECISION: tl.constexpr):
+    plane = out_height * out_width
+    pixel_tiles = tl.cdiv(plane, BLOCK_M)
+    channel_tiles = tl.cdiv(out_channels, BLOCK_N)
+    tile = tl.program_id(0) // channel_tiles
+    o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    image = tile // pixel_tiles
+    p = (tile % pixel_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_out = o < out_channels
+    in_p = p < plane
+    first_y = (p // out_width) * stride_y - top
+    first_x = (p % out_width) * stride_x - left
+    x += image * x_image
+    taps = kernel_y * kernel_x
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, in_channels * taps, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        in_k = k < in_channels * taps
+        c = k // taps
+        ky = (k % taps) // kernel_x
+        kx = (k % taps) % kernel_x
+        y = first_y[:, None] + ky[None, :]
+        z = first_x[:, None] + kx[None, :]
+        inside = in_p[:, None] & in_k[None, :] & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        a = tl.load(x + y * x_row + z * x_column + (c * x_channel)[None, :], mask=inside, other=0.0)
+        taps_of = c * weight_in + ky * weight_row + kx * weight_column
+        b = tl.load(weight + o[None, :] * weight_out + taps_of[:, None], mask=in_k[:, None] & in_out[None, :], other=0.0)
+        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
+    center, scale, shift = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    y = activate((accumulator - center[None, :]) * scale[None, :] + shift[None, :], low, high)
+    mask = in_p[:, None] & in_out[None, :]
+    if CHANNELS_LAST:
+        where = (image * plane + p)[:, None] * out_channels + o[None, :]
+    else:
+        where = (image * out_channels + o)[None, :] * plane + p[:, None]
+    tl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
+
+
+# BLOCK_M, BLOCK_N, BLOCK_K, warps
+TILES = {"fp16": (64, 32, 32, 4), "tf32": (64, 32, 32, 4), "fp32": (64, 32, 32, 4)}
+
+
+def variants():
+    for precision, (dtype, arithmetic) in PRECISIONS.items():
+        m, n, k, warps = TILES["fp16" if precision == "bf16" else precision]
+        for layout, aligned in (("nhwc", True), ("nhwc", False), ("nchw", False)):
+            yield Variant(
+                op="conv",
+                name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
+                kernel=effnet_conv,
+                parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
+                            **{q: "i32" for q in ("in_channels", "height", "width", "out_channels", "out_height", "out_width",
+                                                  "kernel_y", "kernel_x", "stride_y", "stride_x", "left", "top",
+                                                  "x_image", "x_channel", "x_row", "x_column",
+                                                  "weight_out", "weight_in", "weight_row", "weight_column")}, **PARAMETERS},
+                constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+                attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+                            "block_m": m, "block_n": n},
+                # Only the stores are vectors here: the pixels of a 3-channel picture are read one by one.
+                divisible={"out": 16, "out_channels": 8} if aligned else {},
+                num_warps=warps,
+                num_stages=2,
+            )

@@ -1,0 +1,84 @@
+"""1x1 convolution: out[p, o] = activation(affine(sum_c x[p, c] weight[o, c]) + residual[p, o]).
+
+channels_last: one matrix product over all batch * height * width pixels, x row-major.
+NCHW: a product an image, weight @ x, so that the pixels stay the fastest axis of loads and stores.
+A program computes one tile of pixels by output channels; neighbouring programs share the pixels.
+"""
+
+import triton
+import triton.language as tl
+
+from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, load_affine
+from ._gemm import accumulate_planes, accumulate_rows
+from ._variant import PRECISION_CODES, PRECISIONS, Variant
+
+
+@triton.jit
+def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_channels, in_channels, eps, low, high, flags,
+                     CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                     PRECISION: tl.constexpr):
+    # `pixels` counts those of the whole batch (channels_last) or of one image (NCHW).
+    channel_tiles = tl.cdiv(out_channels, BLOCK_N)
+    tile = tl.program_id(0) // channel_tiles
+    o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_out = o < out_channels
+    center, scale, shift = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    if CHANNELS_LAST:
+        p = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        in_p = p < pixels
+        y = accumulate_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+        y = (y - center[None, :]) * scale[None, :] + shift[None, :]
+        where = p[:, None] * out_channels + o[None, :]
+        mask = in_p[:, None] & in_out[None, :]
+    else:
+        pixel_tiles = tl.cdiv(pixels, BLOCK_M)
+        image = tile // pixel_tiles
+        p = (tile % pixel_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+        in_p = p < pixels
+        y = accumulate_planes(x + image * in_channels * pixels, weight, p, o, in_p, in_out, pixels, in_channels,
+                              BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+        y = (y - center[:, None]) * scale[:, None] + shift[:, None]
+        where = image * out_channels * pixels + o[:, None] * pixels + p[None, :]
+        mask = in_out[:, None] & in_p[None, :]
+    y += tl.load(residual + where, mask=mask & ((flags & HAS_RESIDUAL) != 0), other=0.0).to(tl.float32)
+    tl.store(out + where, activate(y, low, high).to(out.dtype.element_ty), mask=mask)
+
+
+# BLOCK_M, BLOCK_N, BLOCK_K, warps, stages
+TILES = {
+    ("fp16", "nhwc", True): [(32, 32, 64, 4, 2), (64, 64, 32, 4, 3), (128, 64, 32, 4, 3)],
+    ("fp16", "nhwc", False): [(64, 64, 32, 4, 2)],
+    ("fp16", "nchw", True): [(64, 64, 32, 4, 3)],
+    ("fp16", "nchw", False): [(64, 64, 32, 4, 2)],
+    ("tf32", "nhwc", True): [(32, 32, 32, 4, 2), (64, 64, 32, 4, 3)],
+    ("tf32", "nhwc", False): [(64, 64, 32, 4, 2)],
+    ("tf32", "nchw", True): [(64, 64, 32, 4, 2)],
+    ("tf32", "nchw", False): [(64, 64, 32, 4, 2)],
+    ("fp32", "nhwc", True): [(32, 32, 32, 4, 2), (64, 64, 16, 4, 2)],
+    ("fp32", "nhwc", False): [(64, 64, 16, 4, 2)],
+    ("fp32", "nchw", True): [(64, 64, 16, 4, 2)],
+    ("fp32", "nchw", False): [(64, 64, 16, 4, 2)],
+}
+
+
+def variants():
+    for precision, (dtype, arithmetic) in PRECISIONS.items():
+        for layout in ("nhwc", "nchw"):
+            for aligned in (True, False):
+                for m, n, k, warps, stages in TILES["fp16" if precision == "bf16" else precision, layout, aligned]:
+                    # 16-byte loads run along the channels in NHWC, along the pixels in NCHW; the weight's always along the channels.
+                    multiples = {"x": 16, "weight": 16, "residual": 16, "out": 16, "in_channels": 8}
+                    multiples["out_channels" if layout == "nhwc" else "pixels"] = 8
+                    yield Variant(
+                        op="pointwise",
+                        name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
+                        kernel=effnet_pointwise,
+                        parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "residual", "out")},
+                                    "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
+                        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+                        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+                                    "block_m": m, "block_n": n},
+                        divisible=multiples if aligned else {},
+                        num_warps=warps,
+                        num_stages=stages,
+                    )

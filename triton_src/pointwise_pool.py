@@ -1,0 +1,64 @@
+"""1x1 convolution and global average pool: out[n, o] = mean over p of activation(affine(sum_c x[n, p, c] weight[o, c])).
+
+The network's head: its activation map is larger than anything around it and only its mean is wanted, so it never
+leaves the registers. A program owns one image and a tile of output channels, and walks over the image's pixels.
+"""
+
+import triton
+import triton.language as tl
+
+from ._epilogue import PARAMETERS, activate, load_affine
+from ._gemm import accumulate_planes, accumulate_rows
+from ._variant import PRECISION_CODES, PRECISIONS, Variant
+
+
+@triton.jit
+def effnet_pointwise_pool(x, weight, p0, p1, p2, p3, out, pixels, out_channels, in_channels, eps, low, high, flags,
+                          CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                          PRECISION: tl.constexpr):
+    channel_tiles = tl.cdiv(out_channels, BLOCK_N)
+    image = tl.program_id(0) // channel_tiles
+    o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_out = o < out_channels
+    center, scale, shift = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    x += image * pixels * in_channels
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    for first in range(0, pixels, BLOCK_M):
+        p = first + tl.arange(0, BLOCK_M)
+        in_p = p < pixels
+        if CHANNELS_LAST:
+            y = accumulate_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+            y = activate((y - center[None, :]) * scale[None, :] + shift[None, :], low, high)
+            total += tl.sum(tl.where(in_p[:, None], y, 0.0), axis=0)
+        else:
+            y = accumulate_planes(x, weight, p, o, in_p, in_out, pixels, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+            y = activate((y - center[:, None]) * scale[:, None] + shift[:, None], low, high)
+            total += tl.sum(tl.where(in_p[None, :], y, 0.0), axis=1)
+    tl.store(out + image * out_channels + o, (total / pixels).to(out.dtype.element_ty), mask=in_out)
+
+
+# BLOCK_M, BLOCK_N, BLOCK_K, warps, stages
+TILES = {
+    ("fp16", True): (64, 32, 64, 4, 3), ("fp16", False): (64, 32, 32, 4, 2),
+    ("tf32", True): (64, 32, 32, 4, 3), ("tf32", False): (64, 32, 16, 4, 2),
+    ("fp32", True): (64, 32, 16, 4, 2), ("fp32", False): (64, 32, 16, 4, 2),
+}
+
+
+def variants():
+    for precision, (dtype, arithmetic) in PRECISIONS.items():
+        for layout, aligned in (("nhwc", True), ("nhwc", False), ("nchw", False)):
+            m, n, k, warps, stages = TILES["fp16" if precision == "bf16" else precision, aligned]
+            yield Variant(
+                op="pointwise_pool",
+                name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
+                kernel=effnet_pointwise_pool,
+                parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
+                            "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
+                constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+                attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+                            "block_m": m, "block_n": n},
+                divisible={"x": 16, "weight": 16, "in_channels": 8} if aligned else {},
+                num_warps=warps,
+                num_stages=stages,
+            )
