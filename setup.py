@@ -1,0 +1,132 @@
+"""The native half of the build; everything declarative is in pyproject.toml.
+
+    triton_src/*.py  --effnet_aot/aot-->  cubins, PTX, registry.cpp, manifest.json
+    csrc/*.cpp + the registry        -->  effnet_aot/lib/libeffnet_aot.so   (ops, kernels; stable ABI, no Python)
+    csrc/bindings.cpp                -->  effnet_aot/_C.*.so                (pybind11, linked to the library)
+
+pip runs this file several times; only the build step gets as far as build_extensions(). Ninja is called directly, not
+through torch.utils.cpp_extension: that imports torch (seconds in every one of pip's processes), links torch_python, and
+inherits the interpreter's own compiler and linker flags, absolute rpaths among them.
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import version
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildNative(build_ext):
+    """Builds both libraries with ninja, and puts them, the manifest and the public headers into the package."""
+
+    def build_extensions(self):
+        print(f"building against {folder_of('torch')} and {folder_of('triton')}", flush=True)
+        kernels = self.compile_kernels()
+        built = self.compile_sources(kernels)
+        built["manifest.json"] = kernels.manifest
+        built |= {f"include/{p.relative_to('csrc/include')}": p for p in Path("csrc/include").rglob("*.h")}
+        for name, path in built.items():
+            self.install(path, Path(self.build_lib, "effnet_aot", name))
+        self.installed = list(built)
+
+    def compile_kernels(self):
+        # The driver is imported from its folder: importing effnet_aot would need the library that is being built.
+        sys.path.insert(0, str(ROOT / "effnet_aot"))
+        from aot import BuildError, build_kernels
+
+        cache = os.environ.get("EFFNET_AOT_CACHE") or ROOT / "build/kernels"
+        try:
+            return build_kernels(Path(self.build_temp, "kernels"), cache)
+        except BuildError as error:
+            raise CompileError(str(error)) from error
+
+    def compile_sources(self, kernels):
+        """Writes and runs build.ninja; returns {name in the package: built file}. Paths are relative to this folder."""
+        import pybind11
+        from ninja import BIN_DIR
+        from ninja.ninja_syntax import Writer
+
+        torch, temp = folder_of("torch"), Path(self.build_temp)
+        library, module = temp / "libeffnet_aot.so", temp / Path(self.get_ext_filename("effnet_aot._C")).name
+        python_headers = sysconfig.get_path("include")
+        if not Path(python_headers, "Python.h").exists():
+            raise CompileError(f"no Python.h in {python_headers}; install the development package of this Python (python3-dev)")
+
+        def headers(folder):
+            # Mapped, so that the __FILE__ of an error message names no folder of the machine that built the package.
+            return f"-isystem {shlex.quote(str(folder))} -ffile-prefix-map={shlex.quote(str(folder))}=include"
+
+        flags = ["-std=c++20", "-O2", "-fPIC", "-Wall", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
+        flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Icsrc", "-Icsrc/include"]
+        flags += [headers(folder) for folder in (torch / "include", *kernels.include_dirs)]
+        # -MMD leaves other packages' headers out of the dependencies; their versions, in the command line, stand for them.
+        flags += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(version('torch')))}"]
+        # Build isolation unpacks pybind11 into a new folder every time; behind a link the command line stays the same.
+        link = temp / f"pybind11-{version('pybind11')}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(pybind11.get_include())
+
+        with open(temp / "build.ninja", "w") as file:
+            ninja = Writer(file, width=140)
+            ninja.variable("builddir", str(temp))  # ninja's log
+            ninja.rule("compile", f"$cxx {' '.join(flags)} $flags -MMD -MF $out.d -c $in -o $out", "c++ $in", depfile="$out.d", deps="gcc")
+            ninja.rule("link", "$cxx -shared -o $out $in $flags", "link $out")
+            ninja.variable("cxx", os.environ.get("CXX", "g++"))
+
+            def compile(source, flags="", implicit=None):
+                return ninja.build(str(temp / f"{Path(source).stem}.o"), "compile", str(source), implicit, variables={"flags": flags})[0]
+
+            sources = sorted(set(Path("csrc").glob("*.cpp")) - {Path("csrc/bindings.cpp")})
+            objects = [compile(source) for source in sources]
+            # The registry includes the images with .incbin, which the assembler looks up and no depfile mentions.
+            objects.append(compile(kernels.registry_cpp, f"-Wa,-I{shlex.quote(str(kernels.blob.parent))}", str(kernels.blob)))
+            # -z defs: a symbol that libtorch_cpu and the C++ runtime do not have fails here, not on the user's machine.
+            ninja.build(str(library), "link", objects, variables={
+                "flags": f"-Wl,-soname,{library.name} -Wl,-z,defs -Wl,--as-needed -L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -ldl -pthread"})
+            bindings = compile("csrc/bindings.cpp", f"{headers(link)} {headers(python_headers)}")
+            ninja.build(str(module), "link", bindings, [str(library)], variables={
+                "flags": f"-L{temp} -l:{library.name} -Wl,-rpath,'$$ORIGIN/lib'"})
+
+        jobs = os.environ.get("MAX_JOBS")
+        if subprocess.run([Path(BIN_DIR, "ninja"), "-f", temp / "build.ninja", *(["-j", jobs] if jobs else [])]).returncode:
+            raise CompileError("the C++ sources did not compile; g++'s message is above")
+        return {f"lib/{library.name}": library, module.name: module}
+
+    def copy_extensions_to_source(self):  # pip install -e, build_ext --inplace
+        for regular, inplace in self._get_output_mapping():
+            self.install(regular, inplace)
+
+    def _get_output_mapping(self):
+        for name in self.installed if self.inplace else ():
+            yield str(Path(self.build_lib, "effnet_aot", name)), str(Path("effnet_aot", name))
+
+    def get_outputs(self):
+        return [str(Path(self.build_lib, "effnet_aot", name)) for name in self.installed]
+
+    def install(self, source, target):
+        # Unlinked first: a running process may have mapped the old library.
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).unlink(missing_ok=True)
+        self.copy_file(str(source), str(target))
+
+
+def folder_of(package):
+    """Where a package lies, without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise CompileError(f"building effnet_aot needs {package}, which this Python does not have")
+    return Path(spec.submodule_search_locations[0])
+
+
+if __name__ == "__main__":  # the kernel compilers are spawned processes, which import this file again
+    setup(ext_modules=[Extension("effnet_aot._C", ["csrc/bindings.cpp"])], cmdclass={"build_ext": BuildNative})
