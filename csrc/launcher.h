@@ -53,7 +53,7 @@ const Device& device_info(int device);
 // the same major and the next lower minor capability, else PTX. EFFNET_AOT_IMAGE=cubin or ptx restricts the choice.
 const Image* select_image(const Variant& variant, int capability);
 
-// Loads every kernel for this device, so that later calls only launch.
-void preload(int device);
+// Loads every kernel for this device, so that later calls only launch. Exported: introspection.h offers it.
+__attribute__((visibility("default"))) void preload(int device);
 
 }  // namespace effnet
