@@ -208,23 +208,34 @@ std::string image_name(const Image& image) {
   return (image.kind == ImageKind::cubin ? "cubin sm_" : "ptx compute_") + std::to_string(image.capability);
 }
 
-std::string built_images(const Variant& variant) {
-  std::string names;
-  for (const auto& image : variant.images) names += (names.empty() ? "" : ", ") + image_name(image);
-  return names;
+std::string device_text(int device, const Device& info) {
+  return "device " + std::to_string(device) + ", " + info.name + " (compute capability " + capability_name(info.capability) + ")";
+}
+
+// What there is instead of an image that serves, and how to get one.
+std::string remedy(const Variant& variant, const Device& info) {
+  std::string text = "; built are: ";
+  for (const auto& image : variant.images) text += (&image == variant.images.data() ? "" : ", ") + image_name(image);
+  if (image_policy() != ImagePolicy::any) text += std::string(", of which EFFNET_AOT_IMAGE admits only ") + (image_policy() == ImagePolicy::cubin ? "cubins" : "PTX");
+  return text + ". To build for this GPU (8.0 or later is needed), run in a checkout of the sources: EFFNET_AOT_ARCHS=" + capability_name(info.capability) +
+         " pip install --no-build-isolation --force-reinstall --no-deps .";
+}
+
+// The driver's ways of saying that an image is not for this GPU, or that it is too old for the image.
+bool refuses_image(CUresult result) {
+  return result == CUDA_ERROR_NO_BINARY_FOR_GPU || result == CUDA_ERROR_INVALID_IMAGE || result == CUDA_ERROR_INVALID_PTX ||
+         result == CUDA_ERROR_UNSUPPORTED_PTX_VERSION || result == CUDA_ERROR_JIT_COMPILER_NOT_FOUND;
 }
 
 // The kernel of an image, loaded once for the whole process. The caller holds the lock.
-CUkernel load(const char* op, const Variant& variant, const Image& image) {
+template <class Check>
+CUkernel load(const Variant& variant, const Image& image, Check check) {
   static std::map<const Image*, CUkernel> loaded;
   if (auto it = loaded.find(&image); it != loaded.end()) return it->second;
-  const Driver& d = driver();
-  const std::string what = std::string("effnet::") + op + ": loading " + variant.kernel + " (" + variant.name + ", " + image_name(image) + ")";
   CUlibrary library = nullptr;
-  if (CUresult r = d.load_library(&library, image.data, nullptr, nullptr, 0, nullptr, nullptr, 0); r != CUDA_SUCCESS)
-    fail(what + " failed: " + d.describe(r));
+  check(driver().load_library(&library, image.data, nullptr, nullptr, 0, nullptr, nullptr, 0));
   CUkernel kernel = nullptr;
-  if (CUresult r = d.get_kernel(&kernel, library, variant.kernel); r != CUDA_SUCCESS) fail(what + " failed: " + d.describe(r));
+  check(driver().get_kernel(&kernel, library, variant.kernel));
   return loaded[&image] = kernel;
 }
 
@@ -245,16 +256,21 @@ const Ready& ready(const char* op, const Variant& variant, int device) {
   const DeviceState& state = device_state(device);
   const Image* image = select_image(variant, state.info.capability);
   if (!image)
-    fail(std::string("effnet::") + op + ": no image of " + variant.kernel + " serves device " + std::to_string(device) + ", " + state.info.name + " (compute capability " +
-         capability_name(state.info.capability) + "); built are: " + built_images(variant) + ". Rebuild with " + kRebuild);
+    fail(Failure::no_image, std::string("effnet::") + op + ": no image of " + variant.kernel + " serves " + device_text(device, state.info) + remedy(variant, state.info));
   const Driver& d = driver();
+  auto check = [&](CUresult result) {
+    if (result == CUDA_SUCCESS) return;
+    const bool refused = refuses_image(result);
+    fail(refused ? Failure::no_image : Failure::driver,
+         std::string("effnet::") + op + ": loading " + variant.kernel + " (" + variant.name + ", " + image_name(*image) + ") onto " + device_text(device, state.info) +
+             " failed: " + d.describe(result) + (refused ? remedy(variant, state.info) : ""));
+  };
   RelaxedCapture relaxed;
-  CUkernel kernel = load(op, variant, *image);
+  CUkernel kernel = load(variant, *image, check);
   if (image->shared > kSharedWithoutOptIn)
-    d.check(d.set_kernel_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, image->shared, kernel, state.handle),
-            std::string("asking for ") + std::to_string(image->shared) + " bytes of shared memory for " + variant.kernel);
+    check(d.set_kernel_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, image->shared, kernel, state.handle));
   CUfunction function = nullptr;
-  d.check(d.kernel_function(&function, kernel), std::string("loading ") + variant.kernel + " (" + variant.name + ") onto device " + std::to_string(device));
+  check(d.kernel_function(&function, kernel));
   if (log_enabled())
     std::fprintf(stderr, "effnet_aot: %s/%s on device %d (%s): %s, %d registers, %d bytes of shared memory\n", variant.op, variant.name, device, state.info.name.c_str(),
                  image_name(*image).c_str(), image->registers, image->shared);
@@ -286,9 +302,9 @@ const Image* select_image(const Variant& variant, int capability) {
 void launch(const char* op, const Variant& variant, Place place, int64_t grid, std::span<void*> arguments) {
   const DeviceState& state = device_state(place.device);
   if (static_cast<int>(arguments.size()) != variant.parameters + 2)
-    fail(std::string("effnet::") + op + ": " + variant.kernel + " takes " + std::to_string(variant.parameters) + " parameters, got " + std::to_string(arguments.size() - 2));
+    fail(Failure::invalid_argument, std::string("effnet::") + op + ": " + variant.kernel + " takes " + std::to_string(variant.parameters) + " parameters, got " + std::to_string(arguments.size() - 2));
   if (grid < 1 || grid > INT32_MAX)
-    fail(std::string("effnet::") + op + ": " + variant.kernel + " needs a grid of 1 to 2147483647 blocks, got " + std::to_string(grid));
+    fail(Failure::invalid_argument, std::string("effnet::") + op + ": " + variant.kernel + " needs a grid of 1 to 2147483647 blocks, got " + std::to_string(grid));
   // Triton's kernels end with a pointer to global scratch memory and one to a profiler's: unused by ours.
   void* none = nullptr;
   arguments[arguments.size() - 2] = arguments[arguments.size() - 1] = &none;
@@ -298,7 +314,7 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
   const CUresult result = driver().launch_kernel(r.function, static_cast<unsigned>(grid), 1, 1, static_cast<unsigned>(r.image->threads), 1, 1, static_cast<unsigned>(r.image->shared),
                                                  static_cast<CUstream>(place.stream), arguments.data(), nullptr);
   if (result != CUDA_SUCCESS)
-    fail(std::string("effnet::") + op + ": launching " + variant.kernel + " (" + variant.name + ", " + image_name(*r.image) + ") on device " + std::to_string(place.device) + " with grid (" +
+    fail(Failure::driver, std::string("effnet::") + op + ": launching " + variant.kernel + " (" + variant.name + ", " + image_name(*r.image) + ") on device " + std::to_string(place.device) + " with grid (" +
          std::to_string(grid) + ", 1, 1) failed: " + driver().describe(result));
 }
 

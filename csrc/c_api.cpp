@@ -1,0 +1,324 @@
+// The C API: checks what a C caller hands over, turns it into a problem of kernels.h, and exceptions into codes.
+#include "effnet_aot/c_api.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <new>
+#include <string>
+
+#include "effnet_aot/introspection.h"
+#include "kernels.h"
+
+namespace effnet {
+namespace {
+
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+thread_local std::string last_error;
+
+int failed(int status, const char* message) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {  // no memory for the message; the code still tells
+    last_error.clear();
+  }
+  return status;
+}
+
+int status_of(Failure failure) {
+  switch (failure) {
+    case Failure::invalid_argument: return EFFNET_INVALID_ARGUMENT;
+    case Failure::no_driver: return EFFNET_NO_DRIVER;
+    case Failure::no_image: return EFFNET_NO_IMAGE;
+    case Failure::driver: return EFFNET_DRIVER_ERROR;
+  }
+  return EFFNET_INTERNAL_ERROR;
+}
+
+// No exception may pass through a C caller's frames.
+template <class Body>
+int guarded(Body body) noexcept {
+  try {
+    body();
+    return EFFNET_OK;
+  } catch (const Error& e) {
+    return failed(status_of(e.failure), e.what());
+  } catch (const std::bad_alloc&) {
+    return failed(EFFNET_INTERNAL_ERROR, "effnet_aot: out of host memory");
+  } catch (const std::exception& e) {
+    return failed(EFFNET_INTERNAL_ERROR, e.what());
+  } catch (...) {
+    return failed(EFFNET_INTERNAL_ERROR, "effnet_aot: unknown error");
+  }
+}
+
+[[noreturn]] void invalid(const std::string& where, const std::string& expected, const std::string& actual) {
+  throw Error(Failure::invalid_argument, where + ": " + expected + ", got " + actual);
+}
+
+// The checks of one call, which name the function and the member.
+struct Checker {
+  const char* where;
+
+  [[noreturn]] void fail(const std::string& expected, const std::string& actual) const { invalid(where, expected, actual); }
+
+  // A caller compiled against an older header passes a shorter struct, whose missing members are zero; one compiled
+  // against a newer header may pass a longer one as long as it uses nothing that this library does not know.
+  template <class Struct>
+  Struct read(const char* name, const Struct* given, size_t oldest) const {
+    if (!given) fail(std::string(name) + " must not be null", "null");
+    const size_t size = given->struct_size;
+    if (size < oldest || size > 4096)
+      fail(std::string(name) + "->struct_size must be sizeof(" + name + ") = " + std::to_string(sizeof(Struct)), std::to_string(size));
+    const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+    for (size_t i = sizeof(Struct); i < size; ++i)
+      if (bytes[i]) fail(std::string(name) + " must use no members beyond the " + std::to_string(sizeof(Struct)) + " bytes that this library knows", "a value in byte " + std::to_string(i));
+    Struct copy{};
+    std::memcpy(static_cast<void*>(&copy), given, std::min(size, sizeof(Struct)));
+    return copy;
+  }
+
+  int64_t number(const char* name, int64_t value, int64_t least, int64_t most = kMaxInt32) const {
+    if (value < least || value > most)
+      fail(std::string(name) + " must be from " + std::to_string(least) + " to " + std::to_string(most), std::to_string(value));
+    return value;
+  }
+
+  void address(const char* name, const void* pointer, size_t element_size) const {
+    if (!pointer) fail(std::string(name) + " must not be null", "null");
+    if (reinterpret_cast<uintptr_t>(pointer) % element_size)
+      fail(std::string(name) + " must be aligned to its elements of " + std::to_string(element_size) + " bytes", "an address that is not");
+  }
+
+  void addresses(const void* x, const void* weight, const void* out, size_t element_size) const {
+    address("x", x, element_size);
+    address("weight", weight, element_size);
+    address("out", out, element_size);
+  }
+
+  // Offsets are computed in 32 bits on the device.
+  void indexable(const char* name, std::initializer_list<int64_t> sizes) const {
+    int64_t elements = 1;
+    for (int64_t size : sizes)
+      if (__builtin_mul_overflow(elements, size, &elements)) elements = std::numeric_limits<int64_t>::max();
+    if (elements > kMaxInt32) fail(std::string(name) + " must have at most 2147483647 elements", std::to_string(elements));
+  }
+
+  void strides(const char* name, const int64_t (&strides)[4], std::initializer_list<int64_t> sizes) const {
+    int64_t last = 0, dimension = 0;
+    for (int64_t size : sizes) {
+      const int64_t stride = number(name, strides[dimension++], 0);
+      int64_t reach;
+      if (__builtin_mul_overflow(size - 1, stride, &reach) || __builtin_add_overflow(last, reach, &last)) last = std::numeric_limits<int64_t>::max();
+    }
+    if (last > kMaxInt32) fail(std::string(name) + " must reach no element beyond 2147483647", std::to_string(last));
+  }
+
+  Precision precision(int32_t value) const { return Precision(number("precision", value, EFFNET_FP16, EFFNET_FP32)); }
+  bool channels_last(int32_t layout) const { return number("layout", layout, EFFNET_NCHW, EFFNET_NHWC) == EFFNET_NHWC; }
+
+  Tail tail(const effnet_epilogue* given, Precision precision) const;
+};
+
+size_t element_size(Precision precision) { return precision == Precision::fp16 || precision == Precision::bf16 ? 2 : 4; }
+
+Tail Checker::tail(const effnet_epilogue* given, Precision precision) const {
+  Tail tail{};
+  tail.low = -INFINITY, tail.high = INFINITY;
+  if (!given) return tail;
+  const auto e = read("epilogue", given, sizeof(effnet_epilogue));
+  tail.vectors_are_fp32 = number("epilogue->vectors_are_fp32", e.vectors_are_fp32, 0, 1) == 1 && element_size(precision) == 2;
+  const size_t bytes = tail.vectors_are_fp32 ? 4 : element_size(precision);
+
+  const void* vectors[] = {e.bn_weight, e.bn_bias, e.bn_mean, e.bn_var};
+  const char* names[] = {"epilogue->bn_weight", "epilogue->bn_bias", "epilogue->bn_mean", "epilogue->bn_var"};
+  tail.batch_norm = std::any_of(std::begin(vectors), std::end(vectors), [](const void* v) { return v; });
+  if (tail.batch_norm) {
+    if (e.bias) fail("epilogue->bias must be null beside batch norm", "both");
+    if (!(e.bn_eps >= 0)) fail("epilogue->bn_eps must be at least 0", std::to_string(e.bn_eps));
+    for (int i = 0; i < 4; ++i) address(names[i], tail.vectors[i] = vectors[i], bytes);
+    tail.eps = e.bn_eps;
+  } else if (e.bias) {
+    address("epilogue->bias", tail.vectors[0] = e.bias, bytes);
+  }
+  const int64_t activation = number("epilogue->activation", e.activation, EFFNET_LINEAR, EFFNET_RELU6);
+  if (activation != EFFNET_LINEAR) tail.low = 0;
+  if (activation == EFFNET_RELU6) tail.high = 6;
+  return tail;
+}
+
+// One direction of a convolution, with the names that its numbers have in the structs.
+struct Axis {
+  const char *size_name, *before_name, *after_name, *stride_name;
+  int64_t size, before, after, kernel, stride;
+};
+
+int64_t out_size(const Checker& check, const Axis& a, int64_t largest_stride = kMaxInt32) {
+  check.number(a.size_name, a.size, 1);
+  check.number(a.before_name, a.before, 0);
+  check.number(a.after_name, a.after, 0);
+  check.number(a.stride_name, a.stride, 1, largest_stride);
+  const int64_t padded = a.size + a.before + a.after;
+  check.number((std::string("padded ") + a.size_name).c_str(), padded, a.kernel);
+  return (padded - a.kernel) / a.stride + 1;
+}
+
+// The part that the 1x1 convolutions share.
+PointwiseProblem pointwise_problem(const char* op, const Checker& check, const effnet_pointwise* given, bool pooled) {
+  const auto p = check.read("effnet_pointwise", given, sizeof(effnet_pointwise));
+  const Precision precision = check.precision(p.precision);
+  PointwiseProblem problem{.op = op, .precision = precision, .channels_last = check.channels_last(p.layout), .x = p.x, .weight = p.weight, .out = p.out,
+                           .batch = check.number("batch", p.batch, 0), .pixels = check.number("height", p.height, 1) * check.number("width", p.width, 1),
+                           .in_channels = check.number("in_channels", p.in_channels, 1), .out_channels = check.number("out_channels", p.out_channels, 1),
+                           .tail = check.tail(p.epilogue, precision)};
+  check.indexable("x", {problem.batch, problem.in_channels, problem.pixels});
+  check.indexable("weight", {problem.out_channels, problem.in_channels});
+  check.indexable("out", {problem.batch, problem.out_channels, pooled ? 1 : problem.pixels});
+  if (pooled && p.residual) check.fail("residual must be null", "an address");
+  if (problem.batch == 0) return problem;
+  check.addresses(p.x, p.weight, p.out, element_size(precision));
+  if (p.residual) check.address("residual", problem.tail.residual = p.residual, element_size(precision));
+  return problem;
+}
+
+}  // namespace
+}  // namespace effnet
+
+using namespace effnet;
+
+const char* effnet_last_error(void) { return last_error.c_str(); }
+
+size_t effnet_kernel_count(void) {
+  size_t count = 0;
+  for (const Variant& v : variants()) count += v.images.size();
+  return count;
+}
+
+int effnet_kernel_info(size_t index, effnet_kernel* kernel) {
+  return guarded([&] {
+    const Checker check{"effnet_kernel_info"};
+    if (!kernel) check.fail("kernel must not be null", "null");
+    if (kernel->struct_size < sizeof(effnet_kernel))
+      check.fail("kernel->struct_size must be sizeof(effnet_kernel) = " + std::to_string(sizeof(effnet_kernel)), std::to_string(kernel->struct_size));
+    size_t left = index;
+    for (const Variant& v : variants()) {
+      if (left >= v.images.size()) {
+        left -= v.images.size();
+        continue;
+      }
+      const Image& i = v.images[left];
+      *kernel = {.struct_size = kernel->struct_size, .op = v.op, .variant = v.name, .symbol = v.kernel, .capability = i.capability,
+                 .kind = i.kind == ImageKind::cubin ? EFFNET_CUBIN : EFFNET_PTX, .registers = i.registers, .spills = i.spills,
+                 .shared = i.shared, .threads = i.threads, .image = i.data, .image_size = i.size, .sha256 = i.sha256};
+      return;
+    }
+    check.fail("index must be below " + std::to_string(effnet_kernel_count()), std::to_string(index));
+  });
+}
+
+int effnet_device_image(int device, char* buffer, size_t size) {
+  return guarded([&] {
+    const Checker check{"effnet_device_image"};
+    if (!buffer) check.fail("buffer must not be null", "null");
+    const std::string image = device_image(device).image;
+    if (image.size() >= size) check.fail("size must be at least " + std::to_string(image.size() + 1), std::to_string(size));
+    std::memcpy(buffer, image.c_str(), image.size() + 1);
+  });
+}
+
+int effnet_preload(int device) {
+  return guarded([&] { preload(device); });
+}
+
+int effnet_launch_pointwise(const effnet_pointwise* given, int device, void* stream) {
+  return guarded([&] {
+    const auto problem = pointwise_problem("pointwise", {"effnet_launch_pointwise"}, given, /*pooled=*/false);
+    if (problem.batch > 0) launch_pointwise(problem, {device, stream});
+  });
+}
+
+int effnet_launch_pointwise_pool(const effnet_pointwise* given, int device, void* stream) {
+  return guarded([&] {
+    const auto problem = pointwise_problem("pointwise_pool", {"effnet_launch_pointwise_pool"}, given, /*pooled=*/true);
+    if (problem.batch > 0) launch_pointwise_pool(problem, {device, stream});
+  });
+}
+
+int effnet_launch_depthwise(const effnet_depthwise* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_depthwise"};
+    const auto p = check.read("effnet_depthwise", given, sizeof(effnet_depthwise));
+    const Precision precision = check.precision(p.precision);
+    const bool channels_last = check.channels_last(p.layout);
+    check.number("batch", p.batch, 0);
+    check.number("channels", p.channels, 1);
+    if (p.kernel != 3 && p.kernel != 5) check.fail("kernel must be 3 or 5", std::to_string(p.kernel));
+    const int64_t out_height = out_size(check, {"height", "top", "bottom", "stride_y", p.height, p.top, p.bottom, p.kernel, p.stride_y}, 2);
+    const int64_t out_width = out_size(check, {"width", "left", "right", "stride_x", p.width, p.left, p.right, p.kernel, p.stride_x}, 2);
+    check.indexable("x", {p.batch, p.channels, p.height, p.width});
+    check.indexable("weight", {p.channels, p.kernel, p.kernel});
+    check.indexable("out", {p.batch, p.channels, out_height, out_width});
+    const Tail tail = check.tail(p.epilogue, precision);
+    if (p.batch == 0) return;
+    check.addresses(p.x, p.weight, p.out, element_size(precision));
+    launch_depthwise({.op = "depthwise", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
+                      .channels = p.channels, .height = p.height, .width = p.width, .out_height = out_height, .out_width = out_width, .kernel = p.kernel,
+                      .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .tail = tail}, {device, stream});
+  });
+}
+
+int effnet_launch_conv(const effnet_conv* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_conv"};
+    const auto p = check.read("effnet_conv", given, sizeof(effnet_conv));
+    const Precision precision = check.precision(p.precision);
+    const bool channels_last = check.channels_last(p.layout);
+    check.number("batch", p.batch, 0);
+    check.number("in_channels", p.in_channels, 1);
+    check.number("out_channels", p.out_channels, 1);
+    check.number("kernel_y", p.kernel_y, 1);
+    check.number("kernel_x", p.kernel_x, 1);
+    const int64_t out_height = out_size(check, {"height", "top", "bottom", "stride_y", p.height, p.top, p.bottom, p.kernel_y, p.stride_y});
+    const int64_t out_width = out_size(check, {"width", "left", "right", "stride_x", p.width, p.left, p.right, p.kernel_x, p.stride_x});
+    check.indexable("x", {p.batch, p.in_channels, p.height, p.width});
+    check.indexable("weight", {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
+    check.indexable("out", {p.batch, p.out_channels, out_height, out_width});
+    const Tail tail = check.tail(p.epilogue, precision);
+    if (p.batch == 0) return;
+
+    const int64_t plane = p.height * p.width, taps = p.kernel_y * p.kernel_x;
+    int64_t x_strides[4] = {p.in_channels * plane, plane, p.width, 1}, weight_strides[4] = {p.in_channels * taps, taps, p.kernel_x, 1};
+    if (channels_last) x_strides[1] = 1, x_strides[2] = p.width * p.in_channels, x_strides[3] = p.in_channels;
+    if (p.x_strides) std::copy_n(p.x_strides, 4, x_strides);
+    if (p.weight_strides) std::copy_n(p.weight_strides, 4, weight_strides);
+    check.strides("x_strides", x_strides, {p.batch, p.in_channels, p.height, p.width});
+    check.strides("weight_strides", weight_strides, {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
+    check.addresses(p.x, p.weight, p.out, element_size(precision));
+    launch_conv({.op = "conv", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
+                 .in_channels = p.in_channels, .height = p.height, .width = p.width, .out_channels = p.out_channels, .out_height = out_height,
+                 .out_width = out_width, .kernel_y = p.kernel_y, .kernel_x = p.kernel_x, .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left,
+                 .top = p.top, .x_strides = x_strides, .weight_strides = weight_strides, .tail = tail}, {device, stream});
+  });
+}
+
+int effnet_launch_linear(const effnet_linear* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_linear"};
+    const auto p = check.read("effnet_linear", given, sizeof(effnet_linear));
+    const Precision precision = check.precision(p.precision);
+    check.number("rows", p.rows, 0);
+    check.number("in_features", p.in_features, 1);
+    check.number("out_features", p.out_features, 1);
+    check.indexable("x", {p.rows, p.in_features});
+    check.indexable("weight", {p.out_features, p.in_features});
+    check.indexable("out", {p.rows, p.out_features});
+    const Tail tail = check.tail(p.epilogue, precision);
+    if (p.rows == 0) return;
+    check.addresses(p.x, p.weight, p.out, element_size(precision));
+    launch_linear({.op = "linear", .precision = precision, .x = p.x, .weight = p.weight, .out = p.out, .rows = p.rows, .in_features = p.in_features,
+                   .out_features = p.out_features, .tail = tail}, {device, stream});
+  });
+}

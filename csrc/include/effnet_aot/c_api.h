@@ -1,0 +1,178 @@
+/* The kernels of effnet_aot on raw device memory: plain C, no torch, no CUDA headers.
+ *
+ *     effnet_epilogue relu6 = {.struct_size = sizeof relu6, .bias = bias, .activation = EFFNET_RELU6};
+ *     effnet_pointwise conv = {.struct_size = sizeof conv, .precision = EFFNET_FP16, .layout = EFFNET_NHWC,
+ *                              .x = x, .weight = weight, .out = out,
+ *                              .batch = 10, .height = 60, .width = 60, .in_channels = 24, .out_channels = 144,
+ *                              .epilogue = &relu6};
+ *     if (effnet_launch_pointwise(&conv, 0, stream) != EFFNET_OK) fprintf(stderr, "%s\n", effnet_last_error());
+ *
+ * Memory. Pointers named x, weight, out, residual, bias and bn_* are device addresses of the given device. Nothing is
+ * allocated, copied or freed here: the caller owns all of it and keeps it alive until the stream has passed the launch.
+ * out must not overlap an input, except that it may be the residual itself. Where every pointer is 16-byte aligned and
+ * every channel count (for NCHW pointwise: in_channels and height * width) a multiple of 8, faster variants serve.
+ * The structs themselves, and what they point to on the host, are read before the call returns.
+ *
+ * Layouts. Images are dense (N, C, H, W), as NCHW or as NHWC (torch's channels_last); weights are dense in torch's
+ * order. Sizes and strides count elements, not bytes. No tensor may hold more than 2^31 - 1 elements.
+ *
+ * Launches are asynchronous, may come from any thread, need no current CUDA context, and can be captured in CUDA graphs.
+ * The first use of a kernel loads it; effnet_preload() does that beforehand.
+ *
+ * Every function returns EFFNET_OK or another effnet_status; after a failure effnet_last_error() explains it, and
+ * nothing was launched. Set unused members to zero, as designated initializers do. */
+#ifndef EFFNET_AOT_C_API_H
+#define EFFNET_AOT_C_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define EFFNET_API __attribute__((visibility("default")))
+#else
+#define EFFNET_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum effnet_status {
+  EFFNET_OK = 0,
+  EFFNET_INVALID_ARGUMENT = 1, /* a null pointer, a size, a device that does not exist, ... */
+  EFFNET_NO_DRIVER = 2,        /* no libcuda.so.1, or one older than CUDA 12.0 */
+  EFFNET_NO_IMAGE = 3,         /* nothing that was built serves this GPU */
+  EFFNET_DRIVER_ERROR = 4,     /* a call of the CUDA driver failed */
+  EFFNET_INTERNAL_ERROR = 5    /* out of host memory, or a mistake in the library */
+} effnet_status;
+
+/* The message of this thread's last failure; "" before any. Valid until this thread's next call that fails. */
+EFFNET_API const char *effnet_last_error(void);
+
+/* ---- what the library holds ---- */
+
+enum { EFFNET_CUBIN = 0, EFFNET_PTX = 1 };
+
+/* One embedded image of one kernel. Its pointers lead into the library and are never freed. */
+typedef struct effnet_kernel {
+  size_t struct_size;  /* sizeof(effnet_kernel), set by the caller */
+  const char *op;      /* "pointwise" */
+  const char *variant; /* "fp16_nhwc_aligned_64x64x32" */
+  const char *symbol;  /* the kernel's name in the image, and in profilers */
+  int32_t capability;  /* 89 for 8.9 */
+  int32_t kind;        /* EFFNET_CUBIN or EFFNET_PTX */
+  int32_t registers;   /* per thread */
+  int32_t spills;      /* bytes per thread */
+  int32_t shared;      /* bytes of dynamic shared memory per block */
+  int32_t threads;     /* per block */
+  const void *image;
+  size_t image_size;  /* bytes */
+  const char *sha256; /* of the image, as the build recorded it: 64 hexadecimal digits */
+} effnet_kernel;
+
+EFFNET_API size_t effnet_kernel_count(void);
+
+/* Fills *kernel with image number `index`, 0 <= index < effnet_kernel_count(). */
+EFFNET_API int effnet_kernel_info(size_t index, effnet_kernel *kernel);
+
+/* ---- devices ---- */
+
+/* Which images serve a device, as text: "cubin sm_90", "ptx compute_89" or "none". `size` is the buffer's, in bytes; 32
+ * are enough. */
+EFFNET_API int effnet_device_image(int device, char *buffer, size_t size);
+
+/* Loads every kernel onto a device, so that later calls only launch. */
+EFFNET_API int effnet_preload(int device);
+
+/* ---- computations ---- */
+
+/* Storage and arithmetic. Sums are always float32; TF32 and FP32 store float32 and differ in how they multiply. */
+enum { EFFNET_FP16 = 0, EFFNET_BF16 = 1, EFFNET_TF32 = 2, EFFNET_FP32 = 3 };
+enum { EFFNET_NCHW = 0, EFFNET_NHWC = 1 };
+enum { EFFNET_LINEAR = 0, EFFNET_RELU = 1, EFFNET_RELU6 = 2 };
+
+/* What follows the sum, for every output channel: either batch norm with running statistics,
+ *   (sum - bn_mean) / sqrt(bn_var + bn_eps) * bn_weight + bn_bias,
+ * or sum + bias, or neither; then the residual where there is one, then the activation. */
+typedef struct effnet_epilogue {
+  size_t struct_size; /* sizeof(effnet_epilogue) */
+  const void *bias;   /* null or one value for each output channel */
+  const void *bn_weight, *bn_bias, *bn_mean, *bn_var; /* all four, or all null */
+  float bn_eps;
+  int32_t vectors_are_fp32; /* 1: bias and bn_* are float32; 0: they are stored as x is */
+  int32_t activation;       /* EFFNET_LINEAR, EFFNET_RELU or EFFNET_RELU6 */
+} effnet_epilogue;
+
+/* 1x1 convolution. x (batch, in_channels, height, width), weight (out_channels, in_channels),
+ * out (batch, out_channels, height, width); x, out and residual in `layout`. */
+typedef struct effnet_pointwise {
+  size_t struct_size; /* sizeof(effnet_pointwise) */
+  int32_t precision;  /* EFFNET_FP16, ... */
+  int32_t layout;     /* EFFNET_NCHW or EFFNET_NHWC */
+  const void *x, *weight;
+  void *out;
+  const void *residual; /* null or of out's shape; effnet_launch_pointwise_pool takes none */
+  int64_t batch, height, width, in_channels, out_channels;
+  const effnet_epilogue *epilogue; /* null: the bare sum */
+} effnet_pointwise;
+
+EFFNET_API int effnet_launch_pointwise(const effnet_pointwise *problem, int device, void *stream);
+
+/* The same followed by the mean over each image: out (batch, out_channels). */
+EFFNET_API int effnet_launch_pointwise_pool(const effnet_pointwise *problem, int device, void *stream);
+
+/* Depthwise convolution. x (batch, channels, height, width), weight (channels, kernel, kernel),
+ * out (batch, channels, out_height, out_width) with
+ *   out_height = (height + top + bottom - kernel) / stride_y + 1, and so for the width. Outside the image x is 0. */
+typedef struct effnet_depthwise {
+  size_t struct_size; /* sizeof(effnet_depthwise) */
+  int32_t precision;
+  int32_t layout;
+  const void *x, *weight;
+  void *out;
+  int64_t batch, channels, height, width;
+  int64_t kernel;             /* 3 or 5 */
+  int64_t stride_y, stride_x; /* 1 or 2 */
+  int64_t left, right, top, bottom; /* padding, at least 0 */
+  const effnet_epilogue *epilogue;
+} effnet_depthwise;
+
+EFFNET_API int effnet_launch_depthwise(const effnet_depthwise *problem, int device, void *stream);
+
+/* Dense convolution with few input channels (a network's first layer). x (batch, in_channels, height, width),
+ * weight (out_channels, in_channels, kernel_y, kernel_x), out as above, in `layout`. x and weight are read through
+ * strides, so x may lie otherwise than out, or be part of a larger picture. */
+typedef struct effnet_conv {
+  size_t struct_size; /* sizeof(effnet_conv) */
+  int32_t precision;
+  int32_t layout; /* of out */
+  const void *x, *weight;
+  void *out;
+  int64_t batch, in_channels, height, width, out_channels;
+  int64_t kernel_y, kernel_x;
+  int64_t stride_y, stride_x; /* at least 1 */
+  int64_t left, right, top, bottom;
+  const int64_t *x_strides;      /* of the batch, channels, rows and columns, in elements, at least 0; null: x is dense in `layout` */
+  const int64_t *weight_strides; /* of the output channels, input channels, rows and columns; null: dense in this order */
+  const effnet_epilogue *epilogue;
+} effnet_conv;
+
+EFFNET_API int effnet_launch_conv(const effnet_conv *problem, int device, void *stream);
+
+/* Linear layer. x (rows, in_features), weight (out_features, in_features), out (rows, out_features), all row-major. */
+typedef struct effnet_linear {
+  size_t struct_size; /* sizeof(effnet_linear) */
+  int32_t precision;
+  const void *x, *weight;
+  void *out;
+  int64_t rows, in_features, out_features;
+  const effnet_epilogue *epilogue;
+} effnet_linear;
+
+EFFNET_API int effnet_launch_linear(const effnet_linear *problem, int device, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
