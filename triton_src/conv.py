@@ -74,7 +74,9 @@ def variants():
                                                   "kernel_y", "kernel_x", "stride_y", "stride_x", "left", "top",
                                                   "x_image", "x_channel", "x_row", "x_column",
                                                   "weight_out", "weight_in", "weight_row", "weight_column")}, **PARAMETERS},
-                constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+                constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
+                           # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
+                           "PRECISION": "tf32x3" if arithmetic == "tf32" and dtype == "fp32" else arithmetic},
                 attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
                             "block_m": m, "block_n": n},
                 # Only the stores are vectors here: the pixels of a 3-channel picture are read one by one.
