@@ -56,9 +56,9 @@ Tail tail_of(const Epilogue& epilogue, const Tensor& x, Vectors& vectors) {
 
 Tensor empty(const Tensor& like, std::span<const int64_t> sizes, std::span<const int64_t> strides) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle out;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cuda(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cuda(),
                                                          static_cast<int32_t>(like.get_device_index()), &out));
   return Tensor(out);
 }
