@@ -66,36 +66,40 @@ class BuildNative(build_ext):
             # Mapped, so that the __FILE__ of an error message names no folder of the machine that built the package.
             return f"-isystem {shlex.quote(str(folder))} -ffile-prefix-map={shlex.quote(str(folder))}=include"
 
-        flags = ["-std=c++20", "-O2", "-fPIC", "-Wall", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
-        flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Icsrc", "-Icsrc/include"]
-        flags += [headers(folder) for folder in (torch / "include", *kernels.include_dirs)]
-        # -MMD leaves other packages' headers out of the dependencies; their versions, in the command line, stand for them.
-        flags += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(version('torch')))}"]
         # Build isolation unpacks pybind11 into a new folder every time; behind a link the command line stays the same.
-        link = temp / f"pybind11-{version('pybind11')}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(pybind11.get_include())
+        pybind11_headers = temp / f"pybind11-{pybind11.__version__}"
+        pybind11_headers.unlink(missing_ok=True)
+        pybind11_headers.symlink_to(pybind11.get_include())
+
+        common = "-std=c++20 -O2 -fPIC -Wall -fvisibility=hidden -fvisibility-inlines-hidden -Icsrc -Icsrc/include"
+        for_library = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *map(headers, [torch / "include", *kernels.include_dirs])]
+        # -MMD does not watch other packages' headers; torch's version, in the command line, stands for them.
+        for_library += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(version('torch')))}"]
+        # Not torch's headers: some versions carry a pybind11 of their own.
+        for_module = [headers(pybind11_headers), headers(python_headers)]
 
         with open(temp / "build.ninja", "w") as file:
             ninja = Writer(file, width=140)
             ninja.variable("builddir", str(temp))  # ninja's log
-            ninja.rule("compile", f"$cxx {' '.join(flags)} $flags -MMD -MF $out.d -c $in -o $out", "c++ $in", depfile="$out.d", deps="gcc")
-            ninja.rule("link", "$cxx -shared -o $out $in $flags", "link $out")
             ninja.variable("cxx", os.environ.get("CXX", "g++"))
+            ninja.rule("compile", f"$cxx {common} $flags -MMD -MF $out.d -c $in -o $out", "c++ $in", depfile="$out.d", deps="gcc")
+            ninja.rule("link", "$cxx -shared -o $out $in $flags", "link $out")
 
-            def compile(source, flags="", implicit=None):
-                return ninja.build(str(temp / f"{Path(source).stem}.o"), "compile", str(source), implicit, variables={"flags": flags})[0]
+            def compile(source, flags, needs=None):
+                target = temp / f"{Path(source).stem}.o"
+                return ninja.build(str(target), "compile", str(source), needs, variables={"flags": " ".join(flags)})[0]
+
+            def link(target, objects, flags, needs=None):
+                ninja.build(str(target), "link", objects, needs, variables={"flags": " ".join(flags)})
 
             sources = sorted(set(Path("csrc").glob("*.cpp")) - {Path("csrc/bindings.cpp")})
-            objects = [compile(source) for source in sources]
+            objects = [compile(source, for_library) for source in sources]
             # The registry includes the images with .incbin, which the assembler looks up and no depfile mentions.
-            objects.append(compile(kernels.registry_cpp, f"-Wa,-I{shlex.quote(str(kernels.blob.parent))}", str(kernels.blob)))
+            objects.append(compile(kernels.registry_cpp, [*for_library, f"-Wa,-I{shlex.quote(str(kernels.blob.parent))}"], str(kernels.blob)))
             # -z defs: a symbol that libtorch_cpu and the C++ runtime do not have fails here, not on the user's machine.
-            ninja.build(str(library), "link", objects, variables={
-                "flags": f"-Wl,-soname,{library.name} -Wl,-z,defs -Wl,--as-needed -L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -ldl -pthread"})
-            bindings = compile("csrc/bindings.cpp", f"{headers(link)} {headers(python_headers)}")
-            ninja.build(str(module), "link", bindings, [str(library)], variables={
-                "flags": f"-L{temp} -l:{library.name} -Wl,-rpath,'$$ORIGIN/lib'"})
+            link(library, objects, [f"-Wl,-soname,{library.name} -Wl,-z,defs -Wl,--as-needed",
+                                    f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -ldl -pthread"])
+            link(module, [compile("csrc/bindings.cpp", for_module)], [f"-L{temp} -l:{library.name} -Wl,-rpath,'$$ORIGIN/lib'"], str(library))
 
         jobs = os.environ.get("MAX_JOBS")
         if subprocess.run([Path(BIN_DIR, "ninja"), "-f", temp / "build.ninja", *(["-j", jobs] if jobs else [])]).returncode:
