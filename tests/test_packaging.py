@@ -45,7 +45,7 @@ def wheel(sdist, tmp_path_factory):
     """Built from the sdist, elsewhere, for the architectures of the package under test; their kernels are in the cache."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
-        archive.extractall(source)
+        archive.extractall(source, filter="data")
     images = json.loads((PACKAGE / "manifest.json").read_text())["images"]
     archs = " ".join(sorted({image["arch"] for image in images if image["kind"] == "cubin"}))
     environment = {**os.environ, "EFFNET_AOT_ARCHS": archs, "EFFNET_AOT_CACHE": os.environ.get("EFFNET_AOT_CACHE") or str(ROOT / "build/kernels")}
@@ -71,7 +71,7 @@ def python(code, site):
 def test_sdist_has_every_source(sdist):
     with tarfile.open(sdist) as archive:
         names = {str(Path(*Path(m.name).parts[1:])) for m in archive.getmembers() if m.isfile()}
-    sources = {p.relative_to(ROOT) for folder in ("csrc", "triton_src", "tests", "effnet_aot") for p in (ROOT / folder).rglob("*")}
+    sources = {p.relative_to(ROOT) for folder in ("csrc", "triton_src", "tests", "examples", "effnet_aot") for p in (ROOT / folder).rglob("*")}
     wanted = {str(p) for p in sources if p.suffix in (".py", ".cpp", ".h") and not p.is_relative_to("effnet_aot/include")}
     wanted |= {"LICENSE", "Makefile", "README.md", "build_backend.py", "pyproject.toml", "setup.py"}
     assert wanted - names == set()
