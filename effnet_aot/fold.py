@@ -1,0 +1,219 @@
+"""Batch norm folded into the convolution before it, and the folded weights kept for as long as they are true.
+
+    scale = bn.weight / sqrt(bn.running_var + bn.eps)
+    bn(conv(x, weight)) == conv(x, weight * scale) + (bn.bias - bn.running_mean * scale)
+
+Folding is done in float64: the product is then rounded once, to the model's dtype. The bias keeps float32, the type the
+kernels accumulate in.
+
+FoldedModule is the base of the modules that fold. It chooses, call by call, between three ways to compute one function.
+"""
+
+import warnings
+from itertools import starmap
+from operator import attrgetter, is_
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Folded(NamedTuple):
+    """A layer ready to run: activation(conv(x, weight) + bias)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def fold_batch_norm(conv, bn, dtype=None):
+    """`bn(conv(x))` in eval mode as one convolution with weights of `dtype` (default: the convolution's own)."""
+    dtype = dtype or conv.weight.dtype
+    scale = bn.weight.double() * (bn.running_var.double() + bn.eps).rsqrt()
+    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+    bias = bn.bias.double() - bn.running_mean.double() * scale
+    return Folded(weight.to(dtype, memory_format=torch.contiguous_format), bias.to(bias_dtype(dtype)))
+
+
+def bias_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_foldable(conv, bn):
+    """Whether the two are what the ops compute: a user may have put other layers in their place."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and conv.bias is None
+        and conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and isinstance(conv.padding, tuple)
+        and isinstance(bn, _BatchNorm)
+        and bn.weight is not None
+        and bn.running_mean is not None
+    )
+
+
+class Watch:
+    """Everything that a module's output in eval mode depends on, flattened once: a look for changes costs microseconds.
+
+    A tensor may be replaced in its module (another object), get other data (`p.data = ...`, `.half()`: another address)
+    or be changed in place (another version). Writing through `p.data` or from a CUDA graph's replay is seen by nobody,
+    autograd included; `train()` and `eval()` start afresh.
+    """
+
+    def __init__(self, module):
+        modules = list(module.modules())
+        self._children = [m._modules for m in modules if m._modules]
+        self._modules = self._modules_now()
+        self._foldable = all(starmap(is_foldable, module.layers()))
+        self._batch_norms = [m for m in modules if isinstance(m, _BatchNorm)]
+        # A hook on the outermost module fires in its own __call__, whichever way the module computes.
+        self._hooks = [
+            hooks for m in modules if m is not module
+            for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
+        ]  # fmt: skip
+        self._slots = [
+            (tensors, name) for m in modules for tensors in (m._parameters, m._buffers)
+            for name, tensor in tensors.items() if tensor is not None and name != "num_batches_tracked"
+        ]  # fmt: skip
+        self._tensors = self._tensors_now()
+        self._parameters = [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
+        self._state = None
+
+    def remember(self):
+        """Takes the present state as the one to compare with; False where it cannot be watched."""
+        try:
+            # Alive as long as the watch, so that no other data can come to lie at a remembered address.
+            self._data = [parameter.detach() for parameter in self._parameters]
+            self._state = self._state_now()
+        except RuntimeError:  # an inference tensor has no version, a functional tensor no address
+            self._state = None
+            if any(map(torch.Tensor.is_inference, self._tensors)):
+                warnings.warn(
+                    "weights made under torch.inference_mode() do not record changes, so they are folded again at every call: "
+                    "make or move the model outside of it (torch.no_grad() is as good there)",
+                    stacklevel=2,
+                )
+        return self._state is not None
+
+    def same_structure(self):
+        """Whether the same modules hold the same parameters and buffers, so that the rest of the watch means something."""
+        try:
+            return self._modules_now() == self._modules and all(map(is_, self._tensors_now(), self._tensors))
+        except KeyError:
+            return False
+
+    def same_state(self):
+        """Whether nothing has changed since remember()."""
+        return self._state is not None and self._state == self._state_now()
+
+    def is_ordinary(self):
+        """Whether the ops say it all: the layers are of the kinds they compute, use running statistics, and have no hooks."""
+        return self._foldable and not any(self._hooks) and not any(map(attrgetter("training"), self._batch_norms))
+
+    def requires_grad(self):
+        return any(map(attrgetter("requires_grad"), self._parameters))
+
+    def _modules_now(self):
+        return [child for children in self._children for child in children.values()]
+
+    def _tensors_now(self):
+        return [tensors[name] for tensors, name in self._slots]
+
+    def _state_now(self):
+        return (
+            [tensor._version for tensor in self._tensors],
+            [parameter.data_ptr() for parameter in self._parameters],
+            [bn.eps for bn in self._batch_norms],
+        )
+
+
+class FoldedCache:
+    """The folded weights of one module, and the watch that says whether they still are. Copies and pickles are empty."""
+
+    def __init__(self):
+        self.clear()
+
+    def __reduce__(self):
+        return FoldedCache, ()
+
+    def clear(self):
+        self._watch = None
+        self._entry = None
+
+    def watch(self, module):
+        """The watch over the module as it is built now."""
+        watch = self._watch
+        if watch is None or not watch.same_structure():
+            self._entry = None
+            watch = self._watch = Watch(module)
+        return watch
+
+    def folded(self, module, watch, dtype, device):
+        """What `module.fold(dtype)` returns, computed again only when something that it came from has changed."""
+        entry = self._entry
+        if entry is not None and entry[0] is watch and entry[1] == dtype and watch.same_state():
+            return entry[2]
+        self._entry = None
+        with torch.inference_mode(False), torch.no_grad():
+            watchable = watch.remember()
+            folded = module.fold(dtype)
+        # A CUDA graph's capture only records the folding, and every replay repeats it.
+        if watchable and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()  # later calls may come on other streams
+            self._entry = watch, dtype, folded
+        return folded
+
+
+class FoldedModule(nn.Module):
+    """A module with three ways to compute one function, of which forward() takes the fastest that the call allows.
+
+    A subclass defines
+        layers()                    its (convolution, batch norm) pairs
+        fold(dtype)                 what forward_folded needs, in `dtype` (None: each layer in its own)
+        forward_modules(x)          plain torch.nn: in training, or when a layer is not what the ops compute
+        forward_batch_norm(x)       ops with raw batch norm: differentiable in everything, and traceable
+        forward_folded(x, folded)   ops with folded weights: inference
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._cache = FoldedCache()
+
+    def forward(self, x):
+        if self.training:
+            return self.forward_modules(x)
+        if torch.compiler.is_compiling():
+            ordinary = all(is_foldable(conv, bn) and not bn.training for conv, bn in self.layers())
+            return self.forward_batch_norm(x) if ordinary else self.forward_modules(x)
+        watch = self._cache.watch(self)
+        if not watch.is_ordinary():
+            return self.forward_modules(x)
+        if torch.is_grad_enabled() and (watch.requires_grad() or x.requires_grad):
+            return self.forward_batch_norm(x)
+        return self._infer(x, watch)
+
+    def _infer(self, x, watch):
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else None
+        folded = self._cache.folded(self, watch, dtype, x.device)
+        # Past the ops' autograd and autocast kernels, which are Python: 12 us a call.
+        with torch._C._AutoDispatchBelowAutograd():
+            if not autocast:
+                return self.forward_folded(x, folded)
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward_folded(x.to(dtype) if x.is_floating_point() else x, folded)
+
+    def train(self, mode=True):
+        self._cache.clear()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        replica._cache = FoldedCache()
+        return replica
