@@ -1,0 +1,278 @@
+#include "arguments.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/stableivalue_conversions.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "adapters.h"
+
+// The checks run before every launch, so a call that passes allocates nothing: each tensor is read once into a Meta, and
+// text is built only to be thrown. The order of the checks is the order in effnet_aot/ops/rules.py, so that input with
+// several faults is rejected for the same one everywhere.
+namespace effnet {
+namespace {
+
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+[[noreturn]] void fail(const char* op, const std::string& expected, const std::string& actual) {
+  throw std::runtime_error(std::string("effnet::") + op + ": " + expected + ", got " + actual);
+}
+
+// As Python prints a tuple.
+template <class Numbers>
+std::string tuple_text(const Numbers& numbers) {
+  std::string text = "(";
+  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? ", " : "") + std::to_string(numbers[i]);
+  return text + (numbers.size() == 1 ? ",)" : ")");
+}
+
+std::string dtype_text(int32_t dtype) {
+  const std::pair<int32_t, const char*> names[] = {
+      {aoti_torch_dtype_float16(), "float16"},     {aoti_torch_dtype_bfloat16(), "bfloat16"},     {aoti_torch_dtype_float32(), "float32"},
+      {aoti_torch_dtype_float64(), "float64"},     {aoti_torch_dtype_uint8(), "uint8"},           {aoti_torch_dtype_int8(), "int8"},
+      {aoti_torch_dtype_int16(), "int16"},         {aoti_torch_dtype_int32(), "int32"},           {aoti_torch_dtype_int64(), "int64"},
+      {aoti_torch_dtype_bool(), "bool"},           {aoti_torch_dtype_complex32(), "complex32"},   {aoti_torch_dtype_complex64(), "complex64"},
+      {aoti_torch_dtype_complex128(), "complex128"}, {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"}, {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},
+  };
+  for (auto [code, name] : names)
+    if (code == dtype) return name;
+  return "dtype " + std::to_string(dtype);
+}
+
+std::string device_text(int32_t type, int32_t index) {
+  if (type == aoti_torch_device_type_cpu()) return "cpu";
+  if (type == aoti_torch_device_type_meta()) return "meta";
+  return (type == aoti_torch_device_type_cuda() ? "cuda:" : "device type " + std::to_string(type) + ":") + std::to_string(index);
+}
+
+// What the checks need to know of a tensor, read once. `name` is the argument's name in the schema.
+struct Meta {
+  Meta(const char* name, const Tensor& t) : name(name), sizes(t.sizes()) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
+  }
+
+  const char* name;
+  torch::headeronly::IntHeaderOnlyArrayRef sizes;
+  int32_t dtype, device_type, device_index;
+
+  bool on_cuda() const { return device_type == aoti_torch_device_type_cuda(); }
+  std::string dtype_text() const { return effnet::dtype_text(dtype); }
+  std::string device_text() const { return effnet::device_text(device_type, device_index); }
+};
+
+void check_input_dtype(const char* op, const Meta& x) {
+  bool half_or_float = x.dtype == aoti_torch_dtype_float32() || x.dtype == aoti_torch_dtype_float16() || x.dtype == aoti_torch_dtype_bfloat16();
+  if (!half_or_float && (x.on_cuda() || x.dtype != aoti_torch_dtype_float64()))
+    fail(op, "x must be float16, bfloat16 or float32 (on the CPU also float64)", x.dtype_text());
+}
+
+void check_device(const char* op, const Meta& t, const Meta& x) {
+  if (t.device_type != x.device_type || t.device_index != x.device_index)
+    fail(op, std::string(t.name) + " must be on " + x.device_text() + " like x", t.device_text());
+}
+
+void check_like_input(const char* op, const Meta& t, const Meta& x) {
+  if (t.dtype != x.dtype) fail(op, std::string(t.name) + " must be " + x.dtype_text() + " like x", t.dtype_text());
+  check_device(op, t, x);
+}
+
+// A vector of one value for each output channel; half precision inputs may come with float32 vectors.
+void check_vector(const char* op, const Meta& t, const Meta& x, const char* length_name, int64_t length) {
+  if (t.dtype != x.dtype && t.dtype != aoti_torch_dtype_float32())
+    fail(op, std::string(t.name) + " must be " + x.dtype_text() + (x.dtype == aoti_torch_dtype_float32() ? "" : " or float32"), t.dtype_text());
+  check_device(op, t, x);
+  if (t.sizes.size() != 1 || t.sizes[0] != length)
+    fail(op, std::string(t.name) + " must be (" + length_name + ",) with " + length_name + " = " + std::to_string(length), tuple_text(t.sizes));
+}
+
+void check_batch_norm(const char* op, const Meta& x, const Epilogue& epilogue, int64_t out_channels) {
+  Meta weight("bn_weight", *epilogue.bn_weight);
+  check_vector(op, weight, x, "C_out", out_channels);
+  const std::pair<const char*, const Tensor*> others[] = {{"bn_bias", epilogue.bn_bias}, {"bn_mean", epilogue.bn_mean}, {"bn_var", epilogue.bn_var}};
+  for (auto [name, tensor] : others) {
+    Meta t(name, *tensor);
+    if (t.dtype != weight.dtype) fail(op, std::string(name) + " must be " + weight.dtype_text() + " like bn_weight", t.dtype_text());
+    check_vector(op, t, x, "C_out", out_channels);
+  }
+  if (!(epilogue.eps >= 0)) {  // NaN fails too
+    char text[32];
+    std::snprintf(text, sizeof text, "%g", epilogue.eps);
+    fail(op, "eps must be at least 0", epilogue.eps != epilogue.eps ? "nan" : text);
+  }
+}
+
+// The device code computes element offsets in 32 bits.
+void check_indexable(const char* op, const char* name, std::initializer_list<int64_t> sizes) {
+  int64_t numel = 1;
+  for (int64_t size : sizes) {
+    if (size == 0) return;
+    if (__builtin_mul_overflow(numel, size, &numel)) numel = std::numeric_limits<int64_t>::max();
+  }
+  if (numel > kMaxInt32)
+    fail(op, std::string(name) + " must have at most 2147483647 elements on CUDA, where the kernels index in 32 bits", std::to_string(numel));
+}
+
+Meta check_image(const char* op, const Tensor& tensor) {
+  Meta x("x", tensor);
+  if (x.sizes.size() != 4 || x.sizes[1] < 1 || x.sizes[2] < 1 || x.sizes[3] < 1)
+    fail(op, "x must be (N, C, H, W) with C, H and W at least 1", tuple_text(x.sizes));
+  check_input_dtype(op, x);
+  return x;
+}
+
+// The part that all convolutions share, once the weight's shape is known to be right.
+ConvShape check_convolution(const char* op, const Tensor& tensor, const Meta& x, const Meta& weight, const Epilogue& epilogue, const Window& window, bool pooled) {
+  ConvShape s;
+  s.batch = x.sizes[0], s.in_channels = x.sizes[1], s.height = x.sizes[2], s.width = x.sizes[3];
+  s.out_channels = weight.sizes[0];
+  s.kernel_height = weight.sizes.size() == 4 ? weight.sizes[2] : 1;
+  s.kernel_width = weight.sizes.size() == 4 ? weight.sizes[3] : 1;
+  s.window = window;
+
+  if (epilogue.has_batch_norm()) check_batch_norm(op, x, epilogue, s.out_channels);
+  if (epilogue.bias) check_vector(op, Meta("bias", *epilogue.bias), x, "C_out", s.out_channels);
+
+  auto [left, right, top, bottom] = window.padding;
+  int64_t padded_height = s.height + top + bottom, padded_width = s.width + left + right;
+  if (s.kernel_height > padded_height || s.kernel_width > padded_width)
+    fail(op, "weight must have a kernel no larger than the padded input " + tuple_text(std::array{padded_height, padded_width}),
+         tuple_text(std::array{s.kernel_height, s.kernel_width}));
+  s.out_height = (padded_height - s.kernel_height) / window.stride[0] + 1;
+  s.out_width = (padded_width - s.kernel_width) / window.stride[1] + 1;
+
+  if (epilogue.residual) {
+    Meta residual("residual", *epilogue.residual);
+    check_like_input(op, residual, x);
+    std::array<int64_t, 4> out{s.batch, s.out_channels, s.out_height, s.out_width};
+    if (residual.sizes.size() != 4 || !std::equal(out.begin(), out.end(), residual.sizes.begin()))
+      fail(op, "residual must be " + tuple_text(out) + " like the output", tuple_text(residual.sizes));
+  }
+
+  if (x.on_cuda()) {
+    check_indexable(op, "x", {s.batch, s.in_channels, s.height, s.width});
+    check_indexable(op, "weight", {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width});
+    check_indexable(op, "the output", {s.batch, s.out_channels, pooled ? 1 : s.out_height, pooled ? 1 : s.out_width});
+  }
+
+  if (is_contiguous(tensor))
+    s.channels_last = false;
+  else
+    s.channels_last = is_channels_last(tensor) || (s.in_channels > 1 && tensor.stride(1) == 1);
+  return s;
+}
+
+ConvShape check_pointwise(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Epilogue& epilogue, bool pooled) {
+  Meta x = check_image(op, tensor), weight("weight", weight_tensor);
+  check_like_input(op, weight, x);
+  auto w = weight.sizes;
+  bool matrix = w.size() == 2 || (w.size() == 4 && w[2] == 1 && w[3] == 1);
+  if (!matrix || w[0] < 1 || w[1] != x.sizes[1])
+    fail(op, "weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = " + std::to_string(x.sizes[1]), tuple_text(w));
+  return check_convolution(op, tensor, x, weight, epilogue, {}, pooled);
+}
+
+}  // namespace
+
+Activation parse_activation(const char* op, StringHandle name) {
+  const char* text = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(name, &text));
+  std::optional<Activation> activation;
+  if (!std::strcmp(text, "none")) activation = Activation::none;
+  if (!std::strcmp(text, "relu")) activation = Activation::relu;
+  if (!std::strcmp(text, "relu6")) activation = Activation::relu6;
+  std::string actual = activation ? "" : "'" + std::string(text) + "'";
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(name));
+  if (!activation) fail(op, "activation must be 'none', 'relu' or 'relu6'", actual);
+  return *activation;
+}
+
+Window window(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding) {
+  auto within = [](const std::vector<int64_t>& numbers, size_t count, int64_t least) {
+    bool good = numbers.size() == count;
+    for (int64_t n : numbers) good = good && n >= least && n <= kMaxInt32;
+    return good;
+  };
+  if (!within(stride, 2, 1)) fail(op, "stride must be two numbers from 1 to 2147483647", tuple_text(stride));
+  if (!within(padding, 4, 0)) fail(op, "padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple_text(padding));
+  return {.stride = {stride[0], stride[1]}, .padding = {padding[0], padding[1], padding[2], padding[3]}};
+}
+
+std::optional<bool> channels_last(const char* op, const std::optional<torch::headeronly::MemoryFormat>& format) {
+  using torch::headeronly::MemoryFormat;
+  if (!format) return std::nullopt;
+  if (*format == MemoryFormat::Contiguous) return false;
+  if (*format == MemoryFormat::ChannelsLast) return true;
+  fail(op, "memory_format must be contiguous_format or channels_last", *format == MemoryFormat::Preserve ? "preserve_format" : "channels_last_3d");
+}
+
+ConvShape check_pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+  return check_pointwise(op, x, weight, epilogue, /*pooled=*/false);
+}
+
+ConvShape check_pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+  return check_pointwise(op, x, weight, epilogue, /*pooled=*/true);
+}
+
+ConvShape check_depthwise(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Epilogue& epilogue, const Window& window) {
+  Meta x = check_image(op, tensor), weight("weight", weight_tensor);
+  check_like_input(op, weight, x);
+  auto w = weight.sizes;
+  if (w.size() != 4 || w[0] != x.sizes[1] || w[1] != 1 || w[2] != w[3] || (w[2] != 3 && w[2] != 5))
+    fail(op, "weight must be (C, 1, k, k) with C = " + std::to_string(x.sizes[1]) + " and k = 3 or 5", tuple_text(w));
+  if (window.stride[0] > 2 || window.stride[1] > 2) fail(op, "stride must be 1 or 2 in each direction", tuple_text(window.stride));
+  return check_convolution(op, tensor, x, weight, epilogue, window, /*pooled=*/false);
+}
+
+ConvShape check_conv(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Epilogue& epilogue, const Window& window) {
+  Meta x = check_image(op, tensor), weight("weight", weight_tensor);
+  check_like_input(op, weight, x);
+  auto w = weight.sizes;
+  if (w.size() != 4 || w[0] < 1 || w[1] != x.sizes[1] || w[2] < 1 || w[3] < 1)
+    fail(op, "weight must be (C_out, C_in, k_h, k_w) with C_in = " + std::to_string(x.sizes[1]), tuple_text(w));
+  return check_convolution(op, tensor, x, weight, epilogue, window, /*pooled=*/false);
+}
+
+LinearShape check_linear(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Tensor* bias) {
+  Meta x("x", tensor), weight("weight", weight_tensor);
+  if (x.sizes.size() != 2 || x.sizes[1] < 1) fail(op, "x must be (rows, in_features) with in_features at least 1", tuple_text(x.sizes));
+  check_input_dtype(op, x);
+  check_like_input(op, weight, x);
+  auto w = weight.sizes;
+  if (w.size() != 2 || w[0] < 1 || w[1] != x.sizes[1])
+    fail(op, "weight must be (out_features, in_features) with in_features = " + std::to_string(x.sizes[1]), tuple_text(w));
+  if (bias) check_vector(op, Meta("bias", *bias), x, "out_features", w[0]);
+  if (x.on_cuda()) {
+    check_indexable(op, "x", {x.sizes[0], x.sizes[1]});
+    check_indexable(op, "weight", {w[0], w[1]});
+    check_indexable(op, "the output", {x.sizes[0], w[0]});
+  }
+  return {.rows = x.sizes[0], .in_features = x.sizes[1], .out_features = w[0]};
+}
+
+bool is_contiguous(const Tensor& t) { return t.is_contiguous(); }
+
+bool is_channels_last(const Tensor& t) {
+  auto sizes = t.sizes(), strides = t.strides();
+  if (sizes.size() != 4) return false;
+  int64_t expected = 1;
+  for (int d : {1, 3, 2, 0}) {
+    if (sizes[d] != 1) {
+      if (strides[d] != expected) return false;
+      expected *= sizes[d];
+    }
+  }
+  return true;
+}
+
+}  // namespace effnet

@@ -1,0 +1,111 @@
+// The CPU implementation: each op is composed of the ATen calls that eager PyTorch makes, so its numbers are eager's.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+
+#include "adapters.h"
+
+namespace effnet {
+namespace {
+
+namespace stable = torch::stable;
+using Ints = std::vector<int64_t>;
+using torch::headeronly::MemoryFormat;
+
+template <class... Args>
+Tensor aten(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{stable::detail::from(args)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return stable::detail::to<Tensor>(stack[0]);
+}
+
+// ATen has no mixed-precision form of every op; half precision with float32 vectors is the one that batch_norm has.
+Tensor like(const Tensor& t, const Tensor& x) { return t.scalar_type() == x.scalar_type() ? t : stable::to(t, x.scalar_type()); }
+
+Tensor batch_norm(const Tensor& y, const Epilogue& epilogue) {
+  bool widen = y.scalar_type() == ScalarType::Double;
+  auto vector = [&](const Tensor* t) { return std::make_optional(widen ? like(*t, y) : *t); };
+  return aten("aten::batch_norm", "", y, vector(epilogue.bn_weight), vector(epilogue.bn_bias), vector(epilogue.bn_mean), vector(epilogue.bn_var),
+              /*training=*/false, /*momentum=*/0.0, epilogue.eps, /*cudnn_enabled=*/false);
+}
+
+Tensor activate(const Tensor& y, Activation activation) {
+  switch (activation) {
+    case Activation::none: return y;
+    case Activation::relu: return aten("aten::relu", "", y);
+    case Activation::relu6: return aten("aten::relu6", "", y);
+  }
+  __builtin_unreachable();
+}
+
+// ATen leaves open which strides a size of 1 gets; the fake kernels promise those of a fresh tensor.
+template <size_t rank>
+Tensor with_strides(const Tensor& y, const std::array<int64_t, rank>& strides) {
+  auto actual = y.strides();
+  if (std::equal(strides.begin(), strides.end(), actual.begin())) return y;
+  AtenTensorHandle view;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_as_strided(y.get(), y.sizes().data(), strides.data(), &view));
+  return Tensor(view);
+}
+
+Tensor with_format(const Tensor& y, bool channels_last) {
+  Tensor out = stable::contiguous(y, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  int64_t channels = y.size(1), height = y.size(2), width = y.size(3);
+  if (channels_last) return with_strides<4>(out, {channels * height * width, 1, width * channels, channels});
+  return with_strides<4>(out, {channels * height * width, height * width, width, 1});
+}
+
+Tensor as_matrix(const Tensor& y) { return with_strides<2>(stable::contiguous(y), {y.size(1), 1}); }
+
+Tensor convolve(const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const ConvShape& s, int64_t groups) {
+  auto [left, right, top, bottom] = s.window.padding;
+  bool symmetric = left == right && top == bottom;
+  Tensor input = symmetric ? x : stable::pad(x, Ints{left, right, top, bottom});
+  Ints padding = symmetric ? Ints{top, left} : Ints{0, 0};
+
+  auto bias = epilogue.bias ? std::make_optional(like(*epilogue.bias, x)) : std::nullopt;
+  Tensor y = aten("aten::convolution", "", input, weight, bias, Ints{s.window.stride[0], s.window.stride[1]}, padding,
+                  /*dilation=*/Ints{1, 1}, /*transposed=*/false, /*output_padding=*/Ints{0, 0}, groups);
+  if (epilogue.has_batch_norm()) y = batch_norm(y, epilogue);
+  // aten::add takes a Scalar, which the stable ABI cannot pass; at::sub is add with the sign of alpha turned.
+  if (epilogue.residual) y = stable::subtract(y, *epilogue.residual, /*alpha=*/-1.0);
+  return activate(y, epilogue.activation);
+}
+
+Tensor matrix_as_kernel(const Tensor& weight) { return stable::reshape(weight, Ints{weight.size(0), weight.size(1), 1, 1}); }
+
+struct Cpu {
+  static Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+    ConvShape s = check_pointwise(op, x, weight, epilogue);
+    return with_format(convolve(x, matrix_as_kernel(weight), epilogue, s, 1), s.channels_last);
+  }
+
+  static Tensor pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+    ConvShape s = check_pointwise_pool(op, x, weight, epilogue);
+    Tensor y = convolve(x, matrix_as_kernel(weight), epilogue, s, 1);
+    return as_matrix(aten("aten::mean", "dim", y, std::make_optional(Ints{2, 3}), /*keepdim=*/false, std::nullopt));
+  }
+
+  static Tensor depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window) {
+    ConvShape s = check_depthwise(op, x, weight, epilogue, window);
+    return with_format(convolve(x, weight, epilogue, s, s.in_channels), s.channels_last);
+  }
+
+  static Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window, std::optional<bool> channels_last) {
+    ConvShape s = check_conv(op, x, weight, epilogue, window);
+    return with_format(convolve(x, weight, epilogue, s, 1), channels_last.value_or(s.channels_last));
+  }
+
+  static Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias) {
+    check_linear(op, x, weight, bias);
+    return as_matrix(aten("aten::linear", "", x, weight, bias ? std::make_optional(like(*bias, x)) : std::nullopt));
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(effnet, CPU, m) { Adapters<Cpu>::register_all(m); }
+
+}  // namespace effnet

@@ -1,0 +1,34 @@
+"""EfficientNet-style convolution blocks as kernels that are compiled ahead of time, registered as torch.ops.effnet.*."""
+
+import importlib
+
+from . import _library, ops
+from .ops import linear_bias as fused_linear_bias
+from .ops import pointwise_bn_relu6 as fused_pointwise_conv_bn_relu6
+
+__version__ = "0.1.0"
+
+# Resolved at first use, which keeps `import effnet_aot` cheap.
+_LAZY = {"FusedMBConvBlock": "model", "ModelNew": "model", "kernels": "_C", "build_info": "_C", "preload": "_C"}
+
+__all__ = ["FusedMBConvBlock", "ModelNew", "build_info", "fused_linear_bias", "fused_pointwise_conv_bn_relu6", "kernels", "ops", "preload"]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _LAZY[name]
+    if module == "_C":
+        _library.require()
+        try:
+            value = getattr(importlib.import_module("._C", __name__), name)
+        except ImportError as e:
+            _library.explain(e)
+    else:
+        value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_LAZY})

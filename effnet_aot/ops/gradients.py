@@ -1,0 +1,71 @@
+"""The backward of the convolution ops, composed of ATen, for out = activation(batch_norm(y) + bias + residual), y = conv(x).
+
+With g = grad * activation'(out), the mask being read off the output, and rstd = 1 / sqrt(var + eps):
+
+    residual: g                      bias, bn_bias: sum g
+    y:        g * bn_weight * rstd   bn_mean:       -bn_weight * rstd * sum g
+    bn_weight: rstd * sum g (y - mean)
+    bn_var:    -bn_weight * rstd^3 / 2 * sum g (y - mean)
+
+Sums run over batch, height and width, in float32 for half precision. y is not kept: it is computed again when bn_weight
+or bn_var want a gradient, which they do not when batch norm is frozen.
+"""
+
+import torch
+from torch import Tensor
+
+from .rules import Convolution
+
+aten = torch.ops.aten
+
+
+def mask(grad: Tensor, out: Tensor | None, activation: str) -> Tensor:
+    """grad where the activation passes it. At the bounds, and for NaN, as PyTorch's relu and relu6 have it."""
+    if activation == "relu":
+        return aten.threshold_backward(grad, out, 0)
+    if activation == "relu6":
+        return aten.hardtanh_backward(grad, out, 0.0, 6.0)
+    return grad
+
+
+def convolution_backward(c: Convolution, grad: Tensor, out: Tensor | None, wanted: set[str]) -> dict[str, Tensor]:
+    """Gradients of the arguments named in `wanted`. `out` is None when there is no activation."""
+    grads: dict[str, Tensor] = {}
+    g = mask(grad, out, c.activation)
+    grads["residual"] = g
+
+    weight = c.weight if c.weight.dim() == 4 else c.weight[:, :, None, None]
+    groups = c.x.shape[1] // weight.shape[1]
+    left, right, top, bottom = c.padding
+    symmetric = left == right and top == bottom
+    x = c.x if symmetric else aten.constant_pad_nd(c.x, list(c.padding))
+    window = (list(c.stride), [top, left] if symmetric else [0, 0], [1, 1], False, [0, 0], groups)
+
+    wide = torch.float32 if g.dtype in (torch.float16, torch.bfloat16) else g.dtype
+    total = g.sum((0, 2, 3), dtype=wide) if wanted & {"bias", "bn_bias", "bn_mean"} else None
+    if "bias" in wanted:
+        grads["bias"] = total.to(c.bias.dtype)
+    if c.batch_norm is not None:
+        bn = c.batch_norm
+        gamma, rstd = bn.weight.to(wide), torch.rsqrt(bn.var.to(wide) + bn.eps)
+        scale = gamma * rstd
+        if "bn_bias" in wanted:
+            grads["bn_bias"] = total.to(bn.bias.dtype)
+        if "bn_mean" in wanted:
+            grads["bn_mean"] = (-scale * total).to(bn.mean.dtype)
+        if wanted & {"bn_weight", "bn_var"}:
+            y = aten.convolution(x, weight, None, *window)
+            moment = (g * (y - bn.mean.to(wide)[:, None, None])).sum((0, 2, 3))
+            grads["bn_weight"] = (rstd * moment).to(bn.weight.dtype)
+            grads["bn_var"] = (-0.5 * scale * rstd * rstd * moment).to(bn.var.dtype)
+        g = (g * scale[:, None, None]).to(g.dtype)
+
+    if wanted & {"x", "weight"}:
+        needs = ["x" in wanted, "weight" in wanted, False]
+        grad_x, grad_weight, _ = aten.convolution_backward(g, x, weight, None, *window, needs)
+        if needs[0]:
+            _, _, height, width = c.x.shape
+            grads["x"] = grad_x if symmetric else grad_x[:, :, top : top + height, left : left + width]
+        if needs[1]:
+            grads["weight"] = grad_weight.reshape(c.weight.shape)
+    return grads

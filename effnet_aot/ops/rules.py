@@ -1,0 +1,208 @@
+"""What the ops accept, for the fake kernels: the same checks in the same order and words as csrc/arguments.cpp, written so
+that sizes may be symbolic. tests/test_errors.py holds the two against each other."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+MAX_INT32 = 2**31 - 1
+ACTIVATIONS = ("none", "relu", "relu6")
+
+
+class BatchNorm(NamedTuple):
+    """(y - mean) / sqrt(var + eps) * weight + bias, channel by channel."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+
+class Convolution(NamedTuple):
+    """activation(batch_norm(conv(x, weight)) + bias + residual), each part but the first optional: a call of any of the
+    convolution ops."""
+
+    op: str
+    x: Tensor
+    weight: Tensor
+    batch_norm: BatchNorm | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    activation: str = "none"
+    stride: Sequence[int] = (1, 1)
+    padding: Sequence[int] = (0, 0, 0, 0)
+    memory_format: torch.memory_format | None = None
+
+
+def fail(op: str, expected: str, actual) -> NoReturn:
+    raise RuntimeError(f"effnet::{op}: {expected}, got {actual}")
+
+
+def shape_of(t: Tensor) -> tuple[int, ...]:
+    return tuple(t.shape)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_input_dtype(op: str, x: Tensor) -> None:
+    allowed = [torch.float32, torch.float16, torch.bfloat16] + ([] if x.device.type == "cuda" else [torch.float64])
+    if x.dtype not in allowed:
+        fail(op, "x must be float16, bfloat16 or float32 (on the CPU also float64)", dtype_name(x.dtype))
+
+
+def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    if t.device != x.device:
+        fail(op, f"{name} must be on {x.device} like x", t.device)
+
+
+def check_like_input(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    if t.dtype != x.dtype:
+        fail(op, f"{name} must be {dtype_name(x.dtype)} like x", dtype_name(t.dtype))
+    check_device(op, name, t, x)
+
+
+def check_vector(op: str, name: str, t: Tensor, x: Tensor, length_name: str, length: int) -> None:
+    if t.dtype not in (x.dtype, torch.float32):
+        fail(op, f"{name} must be {dtype_name(x.dtype)}" + ("" if x.dtype == torch.float32 else " or float32"), dtype_name(t.dtype))
+    check_device(op, name, t, x)
+    if t.dim() != 1 or t.shape[0] != length:
+        fail(op, f"{name} must be ({length_name},) with {length_name} = {length}", shape_of(t))
+
+
+def check_batch_norm(op: str, bn: BatchNorm, x: Tensor, out_channels: int) -> None:
+    check_vector(op, "bn_weight", bn.weight, x, "C_out", out_channels)
+    for name, t in (("bn_bias", bn.bias), ("bn_mean", bn.mean), ("bn_var", bn.var)):
+        if t.dtype != bn.weight.dtype:
+            fail(op, f"{name} must be {dtype_name(bn.weight.dtype)} like bn_weight", dtype_name(t.dtype))
+        check_vector(op, name, t, x, "C_out", out_channels)
+    if not bn.eps >= 0:
+        fail(op, "eps must be at least 0", f"{bn.eps:g}")
+
+
+def check_indexable(op: str, name: str, sizes: Sequence[int]) -> None:
+    numel = math.prod(sizes)
+    # A symbolic size stays free: a guard here would bound an exported model's batch. The launch checks the real one.
+    if isinstance(numel, int) and numel > MAX_INT32:
+        expected = f"{name} must have at most 2147483647 elements on CUDA, where the kernels index in 32 bits"
+        fail(op, expected, min(numel, 2**63 - 1))
+
+
+def check_image(op: str, x: Tensor) -> None:
+    if x.dim() != 4 or any(size < 1 for size in x.shape[1:]):
+        fail(op, "x must be (N, C, H, W) with C, H and W at least 1", shape_of(x))
+    check_input_dtype(op, x)
+
+
+def check_arguments(c: Convolution) -> None:
+    if c.activation not in ACTIVATIONS:
+        fail(c.op, "activation must be 'none', 'relu' or 'relu6'", f"'{c.activation}'")
+    if len(c.stride) != 2 or not all(1 <= s <= MAX_INT32 for s in c.stride):
+        fail(c.op, "stride must be two numbers from 1 to 2147483647", tuple(c.stride))
+    if len(c.padding) != 4 or not all(0 <= p <= MAX_INT32 for p in c.padding):
+        fail(c.op, "padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple(c.padding))
+    if c.memory_format not in (None, torch.contiguous_format, torch.channels_last):
+        fail(c.op, "memory_format must be contiguous_format or channels_last", dtype_name(c.memory_format))
+
+
+def check_convolution(c: Convolution, pooled: bool = False) -> tuple[int, int, int, int]:
+    """The part that all convolutions share, once the weight's shape is known to be right. Returns the output's shape."""
+    op, x = c.op, c.x
+    batch, _, height, width = x.shape
+    out_channels = c.weight.shape[0]
+    kernel = tuple(c.weight.shape[2:]) or (1, 1)
+
+    if c.batch_norm is not None:
+        check_batch_norm(op, c.batch_norm, x, out_channels)
+    if c.bias is not None:
+        check_vector(op, "bias", c.bias, x, "C_out", out_channels)
+
+    left, right, top, bottom = c.padding
+    padded = (height + top + bottom, width + left + right)
+    if kernel[0] > padded[0] or kernel[1] > padded[1]:
+        fail(op, f"weight must have a kernel no larger than the padded input {padded}", kernel)
+    out = (batch, out_channels, *((p - k) // s + 1 for p, k, s in zip(padded, kernel, c.stride)))
+
+    if c.residual is not None:
+        check_like_input(op, "residual", c.residual, x)
+        if shape_of(c.residual) != out:
+            fail(op, f"residual must be {out} like the output", shape_of(c.residual))
+
+    if x.device.type == "cuda":
+        check_indexable(op, "x", x.shape)
+        check_indexable(op, "weight", c.weight.shape)
+        check_indexable(op, "the output", out[:2] if pooled else out)
+    return out
+
+
+def check_pointwise(c: Convolution, pooled: bool = False) -> tuple[int, int, int, int]:
+    check_arguments(c)
+    check_image(c.op, c.x)
+    check_like_input(c.op, "weight", c.weight, c.x)
+    w, in_channels = c.weight.shape, c.x.shape[1]
+    if not (len(w) == 2 or (len(w) == 4 and w[2] == 1 and w[3] == 1)) or w[0] < 1 or w[1] != in_channels:
+        fail(c.op, f"weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = {in_channels}", shape_of(c.weight))
+    return check_convolution(c, pooled)
+
+
+def check_depthwise(c: Convolution) -> tuple[int, int, int, int]:
+    check_arguments(c)
+    check_image(c.op, c.x)
+    check_like_input(c.op, "weight", c.weight, c.x)
+    w, channels = c.weight.shape, c.x.shape[1]
+    if len(w) != 4 or w[0] != channels or w[1] != 1 or w[2] != w[3] or w[2] not in (3, 5):
+        fail(c.op, f"weight must be (C, 1, k, k) with C = {channels} and k = 3 or 5", shape_of(c.weight))
+    if max(c.stride) > 2:
+        fail(c.op, "stride must be 1 or 2 in each direction", tuple(c.stride))
+    return check_convolution(c)
+
+
+def check_conv(c: Convolution) -> tuple[int, int, int, int]:
+    check_arguments(c)
+    check_image(c.op, c.x)
+    check_like_input(c.op, "weight", c.weight, c.x)
+    w, in_channels = c.weight.shape, c.x.shape[1]
+    if len(w) != 4 or w[0] < 1 or w[1] != in_channels or w[2] < 1 or w[3] < 1:
+        fail(c.op, f"weight must be (C_out, C_in, k_h, k_w) with C_in = {in_channels}", shape_of(c.weight))
+    return check_convolution(c)
+
+
+def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
+    if x.dim() != 2 or x.shape[1] < 1:
+        fail(op, "x must be (rows, in_features) with in_features at least 1", shape_of(x))
+    check_input_dtype(op, x)
+    check_like_input(op, "weight", weight, x)
+    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != x.shape[1]:
+        fail(op, f"weight must be (out_features, in_features) with in_features = {x.shape[1]}", shape_of(weight))
+    if bias is not None:
+        check_vector(op, "bias", bias, x, "out_features", weight.shape[0])
+    out = (x.shape[0], weight.shape[0])
+    if x.device.type == "cuda":
+        check_indexable(op, "x", x.shape)
+        check_indexable(op, "weight", weight.shape)
+        check_indexable(op, "the output", out)
+    return out
+
+
+def is_channels_last(c: Convolution) -> bool:
+    """The output's format: what the call asks for, else the input's. NCHW where both readings hold; what is dense in
+    neither goes by its innermost dimension."""
+    if c.memory_format is not None:
+        return c.memory_format == torch.channels_last
+    if c.x.is_contiguous():
+        return False
+    return c.x.is_contiguous(memory_format=torch.channels_last) or (c.x.shape[1] > 1 and c.x.stride(1) == 1)
+
+
+def empty_image(c: Convolution, shape: tuple[int, int, int, int]) -> Tensor:
+    """An uninitialised output with the strides that the real kernels give it."""
+    _, channels, height, width = shape
+    strides = (channels * height * width, height * width, width, 1)
+    if is_channels_last(c):
+        strides = (channels * height * width, 1, width * channels, channels)
+    return c.x.new_empty_strided(shape, strides)

@@ -1,0 +1,305 @@
+"""One table of calls for all tests: shapes out of real networks and the weird ones, and what plain PyTorch makes of them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import effnet_aot  # noqa: F401  (registers the ops)
+
+IMAGE_LAYOUTS = ["contiguous", "channels_last", "transposed", "offset", "cropped", "expanded"]
+MATRIX_LAYOUTS = ["contiguous", "transposed", "offset", "cropped", "expanded"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of torch.ops.effnet.<op>. Vectors (batch norm, bias) have x's dtype, or float32 with wide_vectors."""
+
+    op: str
+    x: tuple[int, ...]
+    out: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    activation: str = "none"
+    bias: bool = True
+    residual: bool = False
+    matrix_weight: bool = False
+    wide_vectors: bool = False
+    memory_format: torch.memory_format | None = None
+
+    def __str__(self):
+        parts = [self.op, "x".join(map(str, self.x)), f"to{self.out}"]
+        if self.kernel != (1, 1):
+            parts += [f"k{self.kernel[0]}{self.kernel[1]}", f"s{self.stride[0]}{self.stride[1]}", "p" + "".join(map(str, self.padding))]
+        if not self.has_batch_norm and self.activation != "none":
+            parts.append(self.activation)
+        parts += [flag for flag in ("residual", "matrix_weight", "wide_vectors") if getattr(self, flag)]
+        if not self.bias:
+            parts.append("nobias")
+        if self.memory_format:
+            parts.append(str(self.memory_format).removeprefix("torch."))
+        return "-".join(parts)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return "_bn" in self.op
+
+    @property
+    def is_linear(self) -> bool:
+        return self.op.startswith("linear")
+
+    @property
+    def groups(self) -> int:
+        return self.x[1] if self.op.startswith("depthwise") else 1
+
+    def arguments(self, dtype=torch.float32, device="cpu", layout="contiguous", seed=0) -> dict:
+        """The op's arguments by name, drawn anew from `seed`: the same values for every layout but "expanded"."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape):
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        fan_in = self.x[1] // self.groups * self.kernel[0] * self.kernel[1]
+        weight = normal(self.out, self.x[1] // self.groups, *self.kernel) / fan_in**0.5
+        if self.matrix_weight or self.is_linear:
+            weight = weight.flatten(1)
+        args = {"x": lay_out(normal(*self.x).to(device, dtype), layout), "weight": weight.to(device, dtype)}
+        vector_dtype = torch.float32 if self.wide_vectors else dtype
+        if self.has_batch_norm:
+            # Statistics of a trained network, not the 0 and 1 that hide mistakes.
+            vectors = {"bn_weight": normal(self.out).abs() + 0.5, "bn_bias": normal(self.out), "bn_mean": normal(self.out) / 2, "bn_var": normal(self.out).abs() + 0.3}
+            args |= {name: v.to(device, vector_dtype) for name, v in vectors.items()}
+            args["eps"] = 1e-3
+        elif self.bias:
+            args["bias"] = normal(self.out).to(device, vector_dtype)
+        if self.residual:
+            args["residual"] = lay_out(normal(*self.out_shape()).to(device, dtype), layout)
+        if not self.has_batch_norm and not self.is_linear:
+            args["activation"] = self.activation
+        if self.op.startswith(("depthwise", "conv")):
+            args |= {"stride": list(self.stride), "padding": list(self.padding)}
+        if self.memory_format:
+            args["memory_format"] = self.memory_format
+        return args
+
+    def out_shape(self) -> tuple[int, ...]:
+        if len(self.x) == 2 or self.op == "pointwise_pool":
+            return (self.x[0], self.out)
+        left, right, top, bottom = self.padding
+        return (
+            self.x[0],
+            self.out,
+            (self.x[2] + top + bottom - self.kernel[0]) // self.stride[0] + 1,
+            (self.x[3] + left + right - self.kernel[1]) // self.stride[1] + 1,
+        )
+
+    def call(self, args: dict) -> Tensor:
+        return getattr(torch.ops.effnet, self.op)(**args)
+
+    def reference(self, args: dict, dtype: torch.dtype | None = None) -> Tensor:
+        """The same in plain PyTorch: eager's result in the arguments' dtype, or the truth in float64."""
+        if args["x"].dtype == torch.float64:
+            dtype = torch.float64  # eager's batch_norm takes no float32 vectors then
+        if dtype is not None:
+            args = {name: a.to(dtype) if isinstance(a, Tensor) else a for name, a in args.items()}
+        x, weight, bias = args["x"], args["weight"], args.get("bias")
+        bias = None if bias is None else bias.to(x.dtype)
+        if self.is_linear:
+            return F.linear(x, weight, bias)
+        weight = weight.reshape(self.out, -1, *self.kernel)
+        y = F.conv2d(F.pad(x, self.padding), weight, bias, self.stride, groups=self.groups)
+        if self.has_batch_norm:
+            gamma, beta, mean, var = (args[f"bn_{name}"] for name in ("weight", "bias", "mean", "var"))
+            if dtype is None:
+                y = F.batch_norm(y, mean, var, gamma, beta, eps=args["eps"])
+            else:  # the formula itself, which can be differentiated in the statistics too
+                gamma, beta, mean, var = (v[:, None, None] for v in (gamma, beta, mean, var))
+                y = (y - mean) / (var + args["eps"]).sqrt() * gamma + beta
+        if self.residual:
+            y = y + args["residual"]
+        activation = self.activation if not self.has_batch_norm else {"u": "relu", "6": "relu6"}.get(self.op[-1], "none")
+        y = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}[activation](y)
+        return y.mean((2, 3)) if self.op == "pointwise_pool" else y
+
+
+def lay_out(t: Tensor, layout: str) -> Tensor:
+    """t's values in other strides ("expanded": those of its first row)."""
+    if layout == "contiguous":
+        return t.contiguous()
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "offset":  # dense, but aligned to one element only
+        return torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].view(t.shape).copy_(t)
+    if layout == "cropped":  # out of a larger channels_last image, or of a wider matrix
+        if t.dim() == 2:
+            return F.pad(t, (1, 1))[:, 1:-1]
+        return F.pad(t, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)[:, :, 1:-1, 1:-1]
+    if layout == "expanded":
+        return t[:1].expand(t.shape)
+    raise ValueError(layout)
+
+
+def _pointwise(op, **options):
+    shapes = [
+        ((2, 16, 14, 14), 96),  # expand
+        ((2, 96, 7, 9), 24),  # project
+        ((1, 320, 3, 3), 144),
+        ((2, 7, 3, 5), 13),
+        ((1, 1, 1, 1), 1),
+        ((3, 1, 1, 1), 5),
+        ((2, 5, 1, 17), 1),
+        ((0, 8, 4, 4), 16),
+    ]
+    return [Case(op, x, out, **options) for x, out in shapes]
+
+
+def _windows(op, **options):
+    def same(channels, *args):
+        return ((2, channels, *args[0]), channels, *args[1:])
+
+    k3, k5 = (3, 3), (5, 5)
+    table = [
+        same(32, (12, 12), k3, (1, 1), (1, 1, 1, 1)),
+        same(24, (13, 11), k3, (2, 2), (1, 1, 1, 1)),
+        same(16, (14, 14), k3, (2, 2), (0, 1, 0, 1)),  # TensorFlow's SAME padding
+        same(16, (14, 14), k5, (2, 2), (1, 2, 1, 2)),
+        same(40, (7, 7), k5, (1, 1), (2, 2, 2, 2)),
+        same(7, (5, 9), k3, (1, 2), (2, 0, 3, 1)),
+        same(1, (3, 3), k3, (1, 1), (0, 0, 0, 0)),
+        same(3, (1, 1), k3, (2, 1), (1, 1, 1, 1)),
+        same(5, (1, 1), k5, (1, 1), (4, 4, 4, 4)),
+    ]
+    table.append(((0, 8, 6, 6), 8, k3, (1, 1), (1, 1, 1, 1)))
+    return [Case(op, *row, **options) for row in table]
+
+
+def _convs(op, **options):
+    table = [
+        ((2, 3, 16, 16), 32, (3, 3), (2, 2), (1, 1, 1, 1)),  # stem
+        ((2, 3, 17, 15), 32, (3, 3), (2, 2), (0, 1, 0, 1)),
+        ((1, 3, 9, 9), 13, (3, 3), (1, 1), (1, 1, 1, 1)),
+        ((2, 1, 5, 7), 3, (5, 5), (2, 1), (2, 2, 2, 2)),
+        ((2, 4, 8, 8), 6, (1, 3), (1, 2), (1, 0, 0, 2)),
+        ((1, 7, 1, 1), 1, (1, 1), (1, 1), (0, 0, 0, 0)),
+        ((2, 3, 4, 4), 5, (2, 2), (3, 3), (0, 0, 0, 0)),
+        ((0, 3, 8, 8), 8, (3, 3), (2, 2), (1, 1, 1, 1)),
+    ]
+    return [Case(op, *row, **options) for row in table]
+
+
+def _linears(op, **options):
+    shapes = [((10, 320), 100), ((1, 7), 3), ((17, 33), 5), ((3, 1), 1), ((1, 1), 1), ((0, 16), 8)]
+    return [Case(op, x, out, **options) for x, out in shapes]
+
+
+CASES = [
+    *_pointwise("pointwise_bn_relu6"),
+    Case("pointwise_bn_relu6", (2, 16, 5, 5), 24, matrix_weight=True, wide_vectors=True),
+    *_pointwise("pointwise_bn"),
+    *_pointwise("pointwise_bn", residual=True, wide_vectors=True),
+    *_pointwise("pointwise_bn_relu"),
+    *_pointwise("pointwise", activation="relu6"),
+    *_pointwise("pointwise", residual=True, wide_vectors=True),
+    Case("pointwise", (2, 16, 5, 5), 24, bias=False, activation="relu", matrix_weight=True),
+    Case("pointwise", (2, 16, 5, 5), 16, bias=False, residual=True, activation="relu6"),
+    *_pointwise("pointwise_pool", activation="relu"),
+    Case("pointwise_pool", (2, 16, 5, 5), 24, bias=False, activation="none", matrix_weight=True),
+    Case("pointwise_pool", (2, 16, 7, 7), 24, activation="relu6", wide_vectors=True),
+    *_windows("depthwise_bn_relu6"),
+    Case("depthwise_bn_relu6", (2, 6, 5, 5), 6, (3, 3), (1, 1), (1, 1, 1, 1), wide_vectors=True),
+    *_windows("depthwise", activation="relu6"),
+    Case("depthwise", (2, 6, 5, 5), 6, (5, 5), (2, 2), (2, 2, 2, 2), activation="relu", wide_vectors=True),
+    Case("depthwise", (2, 6, 5, 5), 6, (3, 3), (1, 1), (1, 1, 1, 1), bias=False),
+    *_convs("conv_bn_relu"),
+    *_convs("conv", activation="relu", wide_vectors=True),
+    Case("conv", (2, 3, 9, 9), 8, (3, 3), (2, 2), (1, 1, 1, 1), bias=False, memory_format=torch.channels_last),
+    Case("conv", (2, 3, 9, 9), 8, (3, 3), (2, 2), (1, 1, 1, 1), activation="relu6", memory_format=torch.contiguous_format),
+    *_linears("linear_bias"),
+    *_linears("linear", wide_vectors=True),
+    Case("linear", (4, 24), 10, bias=False),
+]
+OPS = sorted({case.op for case in CASES})
+
+# One call of every kind, small: for gradients, tracing and export.
+SMALL = [
+    Case("pointwise_bn", (2, 3, 4, 3), 5),
+    Case("pointwise_bn", (2, 3, 4, 3), 5, residual=True, wide_vectors=True),
+    Case("pointwise_bn_relu", (2, 3, 4, 3), 5),
+    Case("pointwise_bn_relu6", (2, 3, 4, 3), 5, matrix_weight=True),
+    Case("depthwise_bn_relu6", (2, 3, 5, 6), 3, (3, 3), (2, 2), (0, 1, 0, 1)),
+    Case("conv_bn_relu", (2, 3, 5, 5), 4, (3, 3), (2, 2), (1, 1, 1, 1)),
+    Case("linear_bias", (3, 4), 5),
+    Case("pointwise", (2, 3, 4, 3), 5, activation="relu6", residual=True, wide_vectors=True),
+    Case("pointwise", (2, 3, 4, 3), 5, bias=False, matrix_weight=True),
+    Case("depthwise", (2, 3, 6, 5), 3, (5, 5), (1, 2), (2, 2, 2, 2), activation="relu"),
+    Case("conv", (2, 3, 5, 5), 4, (3, 3), (2, 2), (1, 0, 1, 0), activation="relu6", wide_vectors=True),
+    Case("conv", (2, 3, 5, 5), 4, (3, 3), (2, 2), (1, 1, 1, 1), bias=False, memory_format=torch.channels_last),
+    Case("pointwise_pool", (2, 3, 4, 3), 5, activation="relu"),
+    Case("pointwise_pool", (2, 3, 4, 3), 5, bias=False),
+    Case("linear", (3, 4), 5, wide_vectors=True),
+    Case("linear", (3, 4), 5, bias=False),
+]
+
+
+def cases(*ops: str) -> list[Case]:
+    return [case for case in CASES if case.op in ops]
+
+
+def expected_format(case: Case, x: Tensor) -> torch.memory_format:
+    """The format of the output, as the ops' documentation has it."""
+    if case.memory_format:
+        return case.memory_format
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last) or (x.shape[1] > 1 and x.stride(1) == 1):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def error(actual: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Root mean square and largest error, relative to the truth's."""
+    difference, truth = actual.double() - truth, truth.double()
+    rms = difference.square().mean().sqrt() / truth.square().mean().sqrt().clamp(min=1e-30)
+    largest = difference.abs().max() / truth.abs().max().clamp(min=1e-30)
+    return rms.item(), largest.item()
+
+
+def check_accuracy(case: Case, device: str, dtype: torch.dtype, layout: str) -> None:
+    """Shape, dtype, strides, and an error against float64 that is at most 1.25 times eager's in the same dtype. Eager may
+    be lucky on few elements, so a correctly rounded result (error eps / 2) always passes; and single elements may be off
+    by a few times what eager's worst is, which a wrong tile never is."""
+    args = case.arguments(dtype, device, layout)
+    before = {name: a.clone() for name, a in args.items() if isinstance(a, Tensor)}
+    out = case.call(args)
+    assert all(torch.equal(args[name], a) for name, a in before.items()), "an input was written to"
+    assert out.shape == case.out_shape() and out.dtype == dtype and out.device.type == device
+    if out.dim() == 4:
+        fresh = torch.empty(case.out_shape(), memory_format=expected_format(case, args["x"]), device="meta")
+    else:
+        fresh = torch.empty(case.out_shape(), device="meta")
+    assert out.stride() == fresh.stride()
+    if out.numel() == 0:
+        return
+    truth = case.reference(args, torch.float64)
+    rms, largest = error(out, truth)
+    eager_rms, eager_largest = error(case.reference(args), truth)
+    eps = torch.finfo(dtype).eps
+    assert rms <= max(1.25 * eager_rms, eps / 2)
+    assert largest <= 4 * max(eager_largest, eps)
+
+
+def check_special_values(case: Case, device: str, dtype: torch.dtype, layout: str) -> None:
+    """NaN, inf and -inf in x come out where they do in PyTorch."""
+    for special in (float("nan"), float("inf"), float("-inf")):
+        args = case.arguments(dtype, device)
+        x = args["x"].flatten()
+        x[:: max(1, x.numel() // 3)] = special
+        args["x"] = lay_out(x.view(case.x), layout)
+        out, eager = case.call(args), case.reference(args)
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(out), kind(eager))
+        assert not special != special or out.isnan().any()
