@@ -1,0 +1,271 @@
+"""Runs kernels of triton_src/ through Triton's interpreter (numpy, no GPU) and compares them with float64.
+
+A process of its own: triton reads TRITON_INTERPRET when it is imported. Cases come as JSON on stdin, what they gave goes
+to stdout.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import json
+import sys
+import traceback
+from fnmatch import fnmatch
+from importlib import import_module
+from math import ceil, inf
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+from triton.runtime import interpreter
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}  # half an ulp, of the output
+SUMS = 1e-5  # of float32 sums of a few hundred products, against the largest result
+HAS_BATCH_NORM, HAS_BIAS, VECTORS_ARE_FP32, HAS_RESIDUAL = 1, 2, 4, 8
+GUARD = 64  # elements before and after every tensor
+ACTIVATIONS = {"none": (-inf, inf), "relu": (0.0, inf), "relu6": (0.0, 6.0)}
+
+
+def guarded(values):
+    """A copy that lies between NaNs, which show up in the result when they are read."""
+    buffer = torch.full((values.numel() + 2 * GUARD,), torch.nan, dtype=values.dtype)
+    inner = buffer[GUARD:-GUARD]
+    inner.copy_(values.reshape(-1))
+    return inner
+
+
+def nhwc(x):
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def variants(op):
+    return {v.name: v for v in import_module(f"triton_src.{op}").variants()}
+
+
+def to_tf32(values):
+    """float32 as cvt.rna.tf32.f32 rounds it: to ten bits of mantissa, ties away from zero."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32)
+    return np.where(np.isfinite(values), ((bits + 0x1000) & ~0x1FFF).view(np.float32), values)
+
+
+def complete_interpreter():
+    """What the interpreter of triton 3.7 lacks: it multiplies the bit patterns of bfloat16, rounds to bfloat16 by cutting,
+    passes NaN on where a GPU's minimum and maximum drop it, and knows no inline assembly, of which the kernels use one
+    instruction."""
+    builder, convert_float = interpreter.InterpreterBuilder, interpreter._convert_float
+    create_dot = builder.create_dot
+
+    def widened(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def convert(values, from_type, to_type, rounding):
+        if (from_type, to_type) == (tl.float32, tl.bfloat16):
+            rounded = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
+            return rounded.view(torch.int16).numpy().view(np.uint16)
+        return convert_float(values, from_type, to_type, rounding)
+
+    def create_inline_asm(self, asm, constraints, handles, types, is_pure, pack):
+        assert asm.startswith("cvt.rna.tf32.f32"), f"unknown assembly: {asm}"
+        result = interpreter.TensorHandle(to_tf32(handles[0].data), tl.float32)
+        return type("Call", (), {"get_result": lambda self, index: result})()
+
+    builder.create_dot = lambda self, a, b, *others: create_dot(self, widened(a), widened(b), *others)
+    builder.create_inline_asm = create_inline_asm
+    builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
+    builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
+    interpreter._convert_float = convert
+
+
+class Case:
+    def __init__(self, case):
+        self.case = case
+        self.variant = variants(case["op"])[case["variant"]]
+        self.c = self.variant.constants
+        self.dtype = DTYPES[case["variant"].split("_")[0]]
+        self.generator = torch.Generator().manual_seed(0)
+        self.epilogue = case.get("epilogue", "bias")
+
+    def random(self, *shape, dtype=None):
+        values = torch.randn(shape, generator=self.generator)
+        if self.variant.name.startswith("tf32"):  # numbers that TF32 holds, so that it loses nothing
+            values = torch.from_numpy(to_tf32(values.numpy()))
+        return values.to(dtype or self.dtype)
+
+    def vectors(self, channels):
+        """p0..p3, the flags, and the epilogue on float64 values (N, C, ...) up to the residual."""
+        dtype = torch.float32 if self.case.get("fp32_vectors") else self.dtype
+        flags = VECTORS_ARE_FP32 if dtype != self.dtype else 0
+        column = (1, -1) + (1,) * (0 if self.case["op"] == "linear" else 2)
+        if self.epilogue == "none":
+            unused = self.random(channels)
+            return [unused] * 4, flags, lambda y: y
+        if self.epilogue == "bias":
+            bias = self.random(channels, dtype=dtype)
+            return [bias] + [torch.full_like(bias, torch.nan)] * 3, flags | HAS_BIAS, lambda y: y + bias.double().view(column)
+        weight, bias, mean = (self.random(channels, dtype=dtype) for _ in range(3))
+        var = self.random(channels).abs().add(0.5).to(dtype)
+        self.eps = 1e-3
+
+        def batch_norm(y):
+            w, b, m, v = (t.double().view(column) for t in (weight, bias, mean, var))
+            return (y - m) / (v + self.eps).sqrt() * w + b
+
+        return [weight, bias, mean, var], flags | HAS_BATCH_NORM, batch_norm
+
+    def launch(self, grid, tensors, out_numel, numbers, flags, **more):
+        """Runs the kernel with a poisoned output between guards; returns the output and what else was written."""
+        low, high = ACTIVATIONS[self.case.get("activation", "none")]
+        buffer = torch.full((out_numel + 2 * GUARD,), 777.0, dtype=self.dtype)
+        out = buffer[GUARD:-GUARD]
+        tail = (getattr(self, "eps", 0.0), low, high, flags)
+        self.variant.kernel[(grid,)](*tensors, *more.get("residual", ()), out, *numbers, *tail, **self.c)
+        assert (buffer[:GUARD] == 777).all() and (buffer[-GUARD:] == 777).all(), "wrote outside the output"
+        return out
+
+    def activate(self, y):
+        name = self.case.get("activation", "none")
+        return y if name == "none" else F.relu(y) if name == "relu" else F.relu6(y)
+
+    def compare(self, out, expected):
+        expected = torch.where(expected.abs() > torch.finfo(self.dtype).max, expected.sign() * inf, expected)
+        finite = expected[expected.isfinite()]
+        largest = finite.abs().max().item() if finite.numel() else 1.0
+        torch.testing.assert_close(out.double(), expected, rtol=1.01 * ROUNDING[self.dtype], atol=SUMS * max(1.0, largest), equal_nan=True)
+
+    def image(self, shape):
+        x = self.random(*shape)
+        for value, place in self.case.get("special", []):
+            x[tuple(place)] = float(value)
+        return x
+
+
+class Pointwise(Case):
+    pooled = False
+
+    def run(self):
+        n, k, h, w, o = self.case["shape"]
+        rows = self.c["CHANNELS_LAST"]
+        x, weight = self.image((n, k, h, w)), self.random(o, k)
+        vectors, flags, affine = self.vectors(o)
+        y = affine(torch.einsum("nkhw,ok->nohw", x.double(), weight.double()))
+        residual = {}
+        if not self.pooled:
+            r = self.random(n, o, h, w)
+            residual["residual"] = (guarded(nhwc(r) if rows else r),)
+            if self.case.get("residual"):
+                flags |= HAS_RESIDUAL
+                y = y + r.double()
+        y = self.activate(y)
+        tensors = [guarded(nhwc(x) if rows else x), guarded(weight), *map(guarded, vectors)]
+        tiles_n = ceil(o / self.c["BLOCK_N"])
+        if self.pooled:
+            out = self.launch(n * tiles_n, tensors, n * o, (h * w, o, k), flags)
+            return self.compare(out.view(n, o), y.mean((2, 3)))
+        pixels, images = (n * h * w, 1) if rows else (h * w, n)
+        out = self.launch(images * ceil(pixels / self.c["BLOCK_M"]) * tiles_n, tensors, n * o * h * w, (pixels, o, k), flags, **residual)
+        self.compare(out.view(n, h, w, o).permute(0, 3, 1, 2) if rows else out.view(n, o, h, w), y)
+
+
+class PointwisePool(Pointwise):
+    pooled = True
+
+
+class Depthwise(Case):
+    def run(self):
+        n, c, h, w = self.case["shape"]
+        kernel, (sy, sx), (left, right, top, bottom) = self.c["KERNEL"], self.case["stride"], self.case["padding"]
+        rows = self.c["CHANNELS_LAST"]
+        x, weight = self.image((n, c, h, w)), self.random(c, 1, kernel, kernel)
+        for value, place in self.case.get("special_weight", []):
+            weight[tuple(place)] = float(value)
+        vectors, flags, affine = self.vectors(c)
+        y = self.activate(affine(reference_depthwise(x.double(), weight.double(), (sy, sx), (left, right, top, bottom))))
+        out_h, out_w = y.shape[2:]
+        pixels, channels = (n * out_h * out_w, c) if rows else (out_h * out_w, n * c)
+        grid = ceil(pixels / self.c["BLOCK_P"]) * ceil(channels / self.c["BLOCK_C"])
+        tensors = [guarded(nhwc(x) if rows else x), guarded(weight), *map(guarded, vectors)]
+        out = self.launch(grid, tensors, y.numel(), (n, c, h, w, out_h, out_w, sy, sx, left, top), flags)
+        self.compare(out.view(n, out_h, out_w, c).permute(0, 3, 1, 2) if rows else out.view(n, c, out_h, out_w), y)
+
+
+def reference_depthwise(x, weight, stride, padding):
+    """Tap by tap; a tap outside the image is absent, also where its weight is infinite, as in PyTorch's CUDA kernel."""
+    left, right, top, bottom = padding
+    inside = F.pad(torch.ones_like(x), padding)
+    x = F.pad(x, padding)
+    kernel, (sy, sx) = weight.shape[-1], stride
+    out_h, out_w = (x.shape[2] - kernel) // sy + 1, (x.shape[3] - kernel) // sx + 1
+    y = 0
+    for ky in range(kernel):
+        for kx in range(kernel):
+            window = slice(None), slice(None), slice(ky, ky + (out_h - 1) * sy + 1, sy), slice(kx, kx + (out_w - 1) * sx + 1, sx)
+            y = y + torch.where(inside[window] > 0, x[window] * weight[:, 0, ky, kx].view(1, -1, 1, 1), 0.0)
+    return y
+
+
+class Conv(Case):
+    def run(self):
+        n, k, h, w, o = self.case["shape"]
+        (ky, kx), (sy, sx), padding = self.case["kernel"], self.case["stride"], self.case["padding"]
+        x, weight = self.image((n, k, h, w)), self.random(o, k, ky, kx)
+        vectors, flags, affine = self.vectors(o)
+        y = self.activate(affine(F.conv2d(F.pad(x.double(), padding), weight.double(), stride=(sy, sx))))
+        out_h, out_w = y.shape[2:]
+        lying, strides = self.lay(x)
+        grid = n * ceil(out_h * out_w / self.c["BLOCK_M"]) * ceil(o / self.c["BLOCK_N"])
+        numbers = (k, h, w, o, out_h, out_w, ky, kx, sy, sx, padding[0], padding[2], *strides, *weight.stride())
+        out = self.launch(grid, [lying, guarded(weight), *map(guarded, vectors)], y.numel(), numbers, flags)
+        self.compare(out.view(n, out_h, out_w, o).permute(0, 3, 1, 2) if self.c["CHANNELS_LAST"] else out.view(n, o, out_h, out_w), y)
+
+    def lay(self, x):
+        """The input in memory, and its strides: dense, or every second row and column of a larger picture of NaNs."""
+        n, k, h, w = x.shape
+        if self.case.get("x") == "nhwc":
+            return guarded(nhwc(x)), (h * w * k, 1, w * k, k)
+        if self.case.get("x") == "view":
+            larger = torch.full((n, k, 2 * h, 2 * w), torch.nan, dtype=x.dtype)
+            larger[:, :, ::2, ::2] = x
+            return larger.view(-1), larger[:, :, ::2, ::2].stride()
+        return guarded(x), x.stride()
+
+
+class Linear(Case):
+    def run(self):
+        m, k, n = self.case["shape"]
+        x, weight = self.image((m, k)), self.random(n, k)
+        vectors, flags, affine = self.vectors(n)
+        y = self.activate(affine(x.double() @ weight.double().T))
+        grid = ceil(m / self.c["BLOCK_M"]) * ceil(n / self.c["BLOCK_N"])
+        out = self.launch(grid, [guarded(x), guarded(weight), *map(guarded, vectors)], m * n, (m, n, k), flags)
+        self.compare(out.view(m, n), y)
+
+
+OPS = {"pointwise": Pointwise, "pointwise_pool": PointwisePool, "depthwise": Depthwise, "conv": Conv, "linear": Linear}
+
+
+def attempt(case):
+    """{variant: what was wrong, "" where nothing was} for the variants that a case's pattern names."""
+    outcome = {}
+    for name in variants(case["op"]):
+        if fnmatch(name, case["variant"]):
+            try:
+                OPS[case["op"]](case | {"variant": name}).run()
+                outcome[name] = ""
+            except Exception:
+                outcome[name] = traceback.format_exc()
+    return outcome
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    complete_interpreter()
+    cases = json.load(sys.stdin)
+    print(json.dumps({"outcomes": [attempt(case) for case in cases], "variants": {op: list(variants(op)) for op in OPS}}))

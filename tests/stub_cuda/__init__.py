@@ -1,0 +1,118 @@
+"""Runs the library against a CUDA driver made of nothing (libcuda.cpp), and reads what it asked of it."""
+
+import ast
+import json
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from effnet_aot import _library
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LIBTORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+CXX = os.environ.get("CXX", "g++")
+
+
+def manifest():
+    return json.loads(_library.PATH.parents[1].joinpath("manifest.json").read_text())
+
+
+@cache
+def kernel_parameters():
+    """{kernel: {parameter: type}}: names from the Triton source, types from the build."""
+    parameters = {}
+    for image in manifest()["images"]:
+        if image["kernel"] in parameters:
+            continue
+        module = ast.parse((ROOT / "triton_src" / f"{image['op']}.py").read_text())
+        (function,) = (f for f in module.body if isinstance(f, ast.FunctionDef) and f.name == image["kernel"])
+        names = [a.arg for a in function.args.args if a.annotation is None]  # the others are constexprs
+        parameters[image["kernel"]] = dict(zip(names, image["parameters"], strict=True))
+    return parameters
+
+
+def decode(kernel, values):
+    """{parameter: value} of a recorded launch; what follows the kernel's own parameters is called "trailing"."""
+    raw = [bytes.fromhex(v) for v in values]
+    parameters = kernel_parameters()[kernel]
+    formats = {"i32": "<i", "fp32": "<f"}
+    decoded = {name: struct.unpack(formats.get(kind, "<Q"), data)[0] for (name, kind), data in zip(parameters.items(), raw)}
+    return decoded | {"trailing": [int.from_bytes(data, "little") for data in raw[len(parameters) :]]}
+
+
+@dataclass
+class Run:
+    results: list  # per call: {"status", "error", "value"}, or a list of such
+    records: list  # calls of the driver, in order
+    kernels: dict  # what the library holds, by address of the image
+    stderr: str
+
+    def of(self, call):
+        return [r for r in self.records if r["call"] == call]
+
+    @property
+    def launches(self):
+        return self.of("cuLaunchKernel")
+
+    @property
+    def loads(self):
+        return self.of("cuLibraryLoadData")
+
+    def assert_ok(self):
+        assert [r["error"] for r in self.results if r["status"]] == []
+        return self
+
+
+class StubDriver:
+    """A folder with libcuda.so.1 in it. `lacking` is a symbol that this driver does not have."""
+
+    def __init__(self, folder, lacking=None):
+        self.folder = Path(folder)
+        self.parameters = self.folder / "parameters"
+        sizes = {kernel: [4 if kind in ("i32", "fp32") else 8 for kind in kinds.values()] + [8, 8] for kernel, kinds in kernel_parameters().items()}
+        self.parameters.write_text("".join(f"{kernel} {' '.join(map(str, s))}\n" for kernel, s in sizes.items()))
+        flags = [f"-D{lacking}=not_{lacking}"] if lacking else []
+        compile = [CXX, "-std=c++17", "-Wall", "-fPIC", "-shared", "-pthread", "-Wl,-soname,libcuda.so.1", *flags]
+        subprocess.run([*compile, HERE / "libcuda.cpp", "-o", self.folder / "libcuda.so.1"], check=True)
+        self.count = 0
+
+    def environment(self, log, devices="8.9", **settings):
+        """`settings` are the stub's own (reject="ptx" is STUB_CUDA_REJECT) or, in capitals, any variable."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STUB_CUDA_", "EFFNET_AOT_"))}
+        own = {k if k.isupper() else f"STUB_CUDA_{k.upper()}": v for k, v in settings.items()}
+        path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("LD_LIBRARY_PATH")]))
+        return inherited | {"LD_LIBRARY_PATH": path, "STUB_CUDA_DEVICES": devices, "STUB_CUDA_LOG": str(log), "STUB_CUDA_PARAMETERS": str(self.parameters)} | own
+
+    def read(self, log):
+        records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        for record in records:
+            if "parameters" in record:
+                record["parameters"] = decode(record["kernel"], record["parameters"])
+        return records
+
+    def new_log(self):
+        self.count += 1
+        return self.folder / f"log{self.count}"
+
+    def run(self, *calls, library=_library.PATH, dependencies=(LIBTORCH,), hash=False, **settings):
+        """Makes calls (see child.py) in a new process."""
+        log = self.new_log()
+        job = {"library": str(library), "dependencies": [str(d) for d in dependencies], "calls": calls, "hash": hash}
+        done = subprocess.run(
+            [sys.executable, HERE / "child.py"], input=json.dumps(job), env=self.environment(log, **settings), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        output = json.loads(done.stdout)
+        kernels = {int(address): kernel for address, kernel in output["kernels"].items()}
+        records = self.read(log)
+        for record in records:
+            if "image" in record:
+                record["image"] = kernels[record["image"]]
+        return Run(output["results"], records, kernels, done.stderr)

@@ -1,0 +1,31 @@
+// A registry with hand-made images, for the choice among them: what a build for many capabilities would hold. Stands in
+// for the generated one.
+#include "registry.h"
+
+namespace effnet {
+const char* const kTritonVersion = "none";
+const char* const kPtxasVersion = "none";
+
+#define CUBIN(text) reinterpret_cast<const unsigned char*>("\x7f" "ELF " text), 10
+#define PTX(text) reinterpret_cast<const unsigned char*>("// " text "\n.version 8.0\n"), 25
+
+static const Image kImages[] = {
+    {80, ImageKind::cubin, CUBIN("sm_80"), 64, 0, 48 * 1024, 128, ""},
+    {86, ImageKind::cubin, CUBIN("sm_86"), 64, 0, 60 * 1024, 128, ""},
+    {90, ImageKind::cubin, CUBIN("sm_90"), 64, 0, 200 * 1024, 256, ""},
+    {80, ImageKind::ptx, PTX("ptx80"), 64, 0, 60 * 1024, 128, ""},
+    {89, ImageKind::cubin, CUBIN("sm_89"), 64, 0, 1024, 128, ""},
+    {89, ImageKind::ptx, PTX("ptx89"), 64, 0, 1024, 128, ""},
+};
+
+// fp16, channels_last.
+static const Attribute kAligned[] = {{"precision", 0}, {"channels_last", 1}, {"aligned", 1}, {"block_m", 64}, {"block_n", 64}};
+static const Attribute kGeneric[] = {{"precision", 0}, {"channels_last", 1}, {"aligned", 0}, {"block_m", 64}, {"block_n", 64}};
+
+static const Variant kVariants[] = {
+    {"pointwise", "aligned", "effnet_pointwise", 15, kAligned, {kImages, 4}, 0},
+    {"pointwise", "generic", "effnet_pointwise", 15, kGeneric, {kImages + 4, 2}, 1},
+};
+
+std::span<const Variant> variants() { return kVariants; }
+}  // namespace effnet

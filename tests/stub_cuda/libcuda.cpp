@@ -1,0 +1,330 @@
+// A CUDA driver without a GPU: libcuda.so.1 for tests. It answers what the launcher asks, refuses what a driver would
+// refuse, and records calls as JSON lines. Device memory is host memory. One kernel can be computed (see emulate()).
+//
+//   STUB_CUDA_DEVICES      capabilities, "8.9,9.0" (default "8.9"); "" is a driver without a GPU
+//   STUB_CUDA_LOG          file to append the records to
+//   STUB_CUDA_PARAMETERS   file of lines "<kernel> <size of parameter> ...": how many bytes to record of each
+//   STUB_CUDA_FAIL         "cuLaunchKernel=700" fails each such call, "cuLaunchKernel#2=700" only the second
+//   STUB_CUDA_REJECT       "cubin" or "ptx": images that no GPU takes
+//   STUB_CUDA_EMULATE      "1": effnet_pointwise in float32, channels_last, is computed
+//   STUB_CUDA_VERSION      what cuDriverGetVersion says (default 12080)
+// An older driver, one that lacks a symbol, is made with -D<symbol>=<another name>.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+enum { kSuccess = 0, kInvalidValue = 1, kNotInitialized = 3, kNoDevice = 100, kInvalidDevice = 101, kInvalidImage = 200, kInvalidContext = 201,
+       kNoBinaryForGpu = 209, kInvalidPtx = 218, kInvalidHandle = 400, kNotFound = 500 };
+
+struct Library { const char* image; };
+struct Kernel {
+  Library* library;
+  std::string name;
+  int shared_limit[64];  // per device
+};
+struct Function { Kernel* kernel; int device; };
+struct Context { int device; };
+
+std::mutex mutex;
+pid_t owner = 0;
+thread_local std::vector<Context*> contexts;
+
+std::string setting(const char* name, const char* fallback) {
+  const char* text = std::getenv(name);
+  return text ? text : fallback;
+}
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+const std::vector<std::string>& devices() {
+  static const auto all = split(setting("STUB_CUDA_DEVICES", "8.9"), ',');
+  return all;
+}
+
+Context* context_of(int device) {
+  static std::vector<Context> all = [] {
+    std::vector<Context> made;
+    for (size_t i = 0; i < devices().size(); ++i) made.push_back({int(i)});
+    return made;
+  }();
+  return &all.at(device);
+}
+
+const std::vector<int>& parameter_sizes(const std::string& kernel) {
+  static const std::vector<int> unknown;
+  static const auto all = [] {
+    std::map<std::string, std::vector<int>> sizes;
+    std::ifstream file(setting("STUB_CUDA_PARAMETERS", ""));
+    for (std::string line, name; std::getline(file, line);) {
+      std::stringstream words(line);
+      words >> name;
+      for (int size; words >> size;) sizes[name].push_back(size);
+    }
+    return sizes;
+  }();
+  const auto found = all.find(kernel);
+  return found == all.end() ? unknown : found->second;
+}
+
+std::string hex(const void* data, size_t size) {
+  std::string text;
+  char two[3];
+  for (size_t i = 0; i < size; ++i) std::snprintf(two, sizeof two, "%02x", static_cast<const unsigned char*>(data)[i]), text += two;
+  return text;
+}
+
+int current_device() { return contexts.empty() ? -1 : contexts.back()->device; }
+
+void record(const std::string& call, const std::string& fields) {
+  static const int file = [] {
+    const std::string path = setting("STUB_CUDA_LOG", "");
+    return path.empty() ? -1 : open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+  }();
+  if (file < 0) return;
+  const std::string line = "{\"call\": \"" + call + "\", \"device\": " + std::to_string(current_device()) + ", \"thread\": " + std::to_string(gettid()) + (fields.empty() ? "" : ", ") + fields + "}\n";
+  if (write(file, line.data(), line.size()) < 0) std::abort();
+}
+
+std::string address(const void* pointer) { return std::to_string(reinterpret_cast<uintptr_t>(pointer)); }
+
+// What every call starts with: the failure that the test asked for, or the one that a child after fork meets.
+int begin(const std::string& call) {
+  static std::map<std::string, int> counts;
+  std::lock_guard lock(mutex);
+  const int count = ++counts[call];
+  for (const auto& rule : split(setting("STUB_CUDA_FAIL", ""), ',')) {
+    const auto equals = rule.find('='), number = rule.find('#');
+    if (rule.substr(0, std::min(equals, number)) != call) continue;
+    if (number == std::string::npos || std::stoi(rule.substr(number + 1)) == count) return std::stoi(rule.substr(equals + 1));
+  }
+  if (call == "cuInit") return kSuccess;
+  if (owner == getpid()) return kSuccess;
+  record(call, "\"refused\": true");
+  return kNotInitialized;
+}
+#define BEGIN \
+  if (int result = begin(__func__)) return result
+
+// pointwise in float32 on channels_last memory, so that a program against this driver can check its result.
+// Parameters: see triton_src/pointwise.py.
+void emulate(const std::string& kernel, void** p) {
+  if (kernel != "effnet_pointwise" || setting("STUB_CUDA_EMULATE", "").empty()) return;
+  auto vector = [&](int i) { return *static_cast<const float**>(p[i]); };
+  auto integer = [&](int i) { return *static_cast<const int32_t*>(p[i]); };
+  auto number = [&](int i) { return *static_cast<const float*>(p[i]); };
+  const float *x = vector(0), *weight = vector(1), *bias = vector(2), *residual = vector(6);
+  float* out = *static_cast<float**>(p[7]);
+  const int pixels = integer(8), out_channels = integer(9), in_channels = integer(10), flags = integer(14);
+  const float low = number(12), high = number(13);
+  for (int i = 0; i < pixels; ++i)
+    for (int o = 0; o < out_channels; ++o) {
+      float y = flags & 2 ? bias[o] : 0.f;
+      for (int c = 0; c < in_channels; ++c) y += x[i * in_channels + c] * weight[o * in_channels + c];
+      if (flags & 8) y += residual[i * out_channels + o];
+      out[i * out_channels + o] = y < low ? low : y > high ? high : y;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int cuInit(unsigned) {
+  BEGIN;
+  record("cuInit", "");
+  if (devices().empty()) return kNoDevice;
+  owner = getpid();
+  return kSuccess;
+}
+
+int cuDriverGetVersion(int* version) {
+  *version = std::stoi(setting("STUB_CUDA_VERSION", "12080"));
+  return kSuccess;
+}
+
+int cuGetErrorName(int error, const char** name) {
+  static const std::map<int, const char*> names = {{1, "CUDA_ERROR_INVALID_VALUE"}, {2, "CUDA_ERROR_OUT_OF_MEMORY"}, {3, "CUDA_ERROR_NOT_INITIALIZED"},
+      {100, "CUDA_ERROR_NO_DEVICE"}, {200, "CUDA_ERROR_INVALID_IMAGE"}, {201, "CUDA_ERROR_INVALID_CONTEXT"}, {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
+      {218, "CUDA_ERROR_INVALID_PTX"}, {400, "CUDA_ERROR_INVALID_HANDLE"}, {500, "CUDA_ERROR_NOT_FOUND"}, {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}};
+  const auto found = names.find(error);
+  *name = found == names.end() ? nullptr : found->second;
+  return found == names.end() ? kInvalidValue : kSuccess;
+}
+
+int cuGetErrorString(int error, const char** text) {
+  *text = "text of the stub";
+  return error == 12345 ? kInvalidValue : kSuccess;
+}
+
+int cuDeviceGetCount(int* count) {
+  BEGIN;
+  *count = int(devices().size());
+  return kSuccess;
+}
+
+int cuDeviceGet(int* device, int ordinal) {
+  BEGIN;
+  if (ordinal < 0 || ordinal >= int(devices().size())) return kInvalidDevice;
+  *device = ordinal;
+  return kSuccess;
+}
+
+int cuDeviceGetName(char* name, int size, int device) {
+  BEGIN;
+  std::snprintf(name, size, "Stub GPU %d", device);
+  return kSuccess;
+}
+
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  BEGIN;
+  const auto parts = split(devices().at(device), '.');
+  switch (attribute) {
+    case 16: *value = 128; return kSuccess;  // multiprocessors
+    case 75: *value = std::stoi(parts[0]); return kSuccess;
+    case 76: *value = std::stoi(parts[1]); return kSuccess;
+    default: return kInvalidValue;
+  }
+}
+
+int cuDevicePrimaryCtxRetain(Context** context, int device) {
+  BEGIN;
+  record("cuDevicePrimaryCtxRetain", "\"of\": " + std::to_string(device));
+  *context = context_of(device);
+  return kSuccess;
+}
+
+int cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
+
+int cuCtxGetCurrent(Context** context) {
+  BEGIN;
+  *context = contexts.empty() ? nullptr : contexts.back();
+  return kSuccess;
+}
+
+int cuCtxSetCurrent(Context* context) {
+  BEGIN;
+  contexts.clear();
+  if (context) contexts.push_back(context);
+  return kSuccess;
+}
+
+int cuCtxPushCurrent_v2(Context* context) {
+  BEGIN;
+  contexts.push_back(context);
+  record("cuCtxPushCurrent", "");
+  return kSuccess;
+}
+
+int cuCtxPopCurrent_v2(Context** context) {
+  BEGIN;
+  if (contexts.empty()) return kInvalidContext;
+  record("cuCtxPopCurrent", "");
+  *context = contexts.back();
+  contexts.pop_back();
+  return kSuccess;
+}
+
+int cuCtxSynchronize() {
+  BEGIN;
+  return kSuccess;
+}
+
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+  static thread_local int current = 0;  // global
+  std::swap(*mode, current);
+  record("cuThreadExchangeStreamCaptureMode", "\"mode\": " + std::to_string(current));
+  return kSuccess;
+}
+
+int cuLibraryLoadData(Library** library, const void* image, int*, void**, unsigned, int*, void**, unsigned) {
+  BEGIN;
+  const char* data = static_cast<const char*>(image);
+  const bool cubin = !std::memcmp(data, "\x7f" "ELF", 4), ptx = !cubin && std::strstr(data, ".version");
+  if (!cubin && !ptx) return kInvalidImage;
+  const std::string kind = cubin ? "cubin" : "ptx";
+  record("cuLibraryLoadData", "\"kind\": \"" + kind + "\", \"image\": " + address(image));
+  if (setting("STUB_CUDA_REJECT", "") == kind) return cubin ? kNoBinaryForGpu : kInvalidPtx;
+  *library = new Library{data};
+  return kSuccess;
+}
+
+int cuLibraryGetKernel(Kernel** kernel, Library* library, const char* name) {
+  BEGIN;
+  if (parameter_sizes(name).empty()) return kNotFound;
+  *kernel = new Kernel{library, name, {}};
+  std::fill_n((*kernel)->shared_limit, 64, 48 * 1024);
+  return kSuccess;
+}
+
+int cuKernelSetAttribute(int attribute, int value, Kernel* kernel, int device) {
+  BEGIN;
+  record("cuKernelSetAttribute", "\"kernel\": \"" + kernel->name + "\", \"attribute\": " + std::to_string(attribute) + ", \"value\": " + std::to_string(value) +
+         ", \"for\": " + std::to_string(device));
+  if (attribute == 8) kernel->shared_limit[device] = value;
+  return kSuccess;
+}
+
+int cuKernelGetFunction(Function** function, Kernel* kernel) {
+  BEGIN;
+  if (contexts.empty()) return kInvalidContext;
+  record("cuKernelGetFunction", "\"kernel\": \"" + kernel->name + "\"");
+  *function = new Function{kernel, current_device()};
+  return kSuccess;
+}
+
+int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters, void** extra) {
+  BEGIN;
+  Kernel& kernel = *function->kernel;
+  std::string values;
+  for (size_t i = 0; i < parameter_sizes(kernel.name).size(); ++i) values += (i ? ", \"" : "\"") + hex(parameters[i], parameter_sizes(kernel.name)[i]) + "\"";
+  auto three = [](unsigned x, unsigned y, unsigned z) { return "[" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + "]"; };
+  record("cuLaunchKernel", "\"kernel\": \"" + kernel.name + "\", \"image\": " + address(kernel.library->image) + ", \"grid\": " + three(gx, gy, gz) + ", \"block\": " + three(bx, by, bz) +
+         ", \"shared\": " + std::to_string(shared) + ", \"stream\": " + address(stream) + ", \"parameters\": [" + values + "]");
+  if (current_device() != function->device) return kInvalidHandle;
+  if (extra || !gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz > 1024) return kInvalidValue;
+  if (int(shared) > kernel.shared_limit[function->device]) return kInvalidValue;
+  emulate(kernel.name, parameters);
+  return kSuccess;
+}
+
+int cuMemAlloc_v2(unsigned long long* pointer, size_t size) {
+  BEGIN;
+  if (contexts.empty()) return kInvalidContext;
+  *pointer = reinterpret_cast<uintptr_t>(std::aligned_alloc(256, (size + 255) / 256 * 256));
+  return kSuccess;
+}
+
+int cuMemFree_v2(unsigned long long pointer) {
+  std::free(reinterpret_cast<void*>(pointer));
+  return kSuccess;
+}
+
+int cuMemcpyHtoD_v2(unsigned long long to, const void* from, size_t size) {
+  std::memcpy(reinterpret_cast<void*>(to), from, size);
+  return kSuccess;
+}
+
+int cuMemcpyDtoH_v2(void* to, unsigned long long from, size_t size) {
+  std::memcpy(to, reinterpret_cast<void*>(from), size);
+  return kSuccess;
+}
+
+}  // extern "C"

@@ -1,0 +1,206 @@
+"""The C API: its header, what it refuses, and the example in plain C. What it launches is in test_launcher.py."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import stub_cuda
+from stub_cuda import c_api
+from stub_cuda.c_api import INVALID_ARGUMENT, OK
+from test_launcher import BIAS, MEAN, OUT, PROBLEMS, RESIDUAL, SCALE, VAR, X, launch
+
+pytestmark = pytest.mark.xdist_group("stub_cuda")
+
+INCLUDE = stub_cuda.ROOT / "csrc" / "include"
+EXAMPLE = stub_cuda.ROOT / "examples" / "c"
+CC = os.environ.get("CC", "gcc")
+
+
+# ---- the header ----
+
+
+@pytest.mark.parametrize("compiler, standard", [(CC, "c99"), (CC, "c11"), (stub_cuda.CXX, "c++11"), (stub_cuda.CXX, "c++20")])
+def test_header_compiles_alone(tmp_path, compiler, standard):
+    source = tmp_path / ("a.cpp" if "++" in standard else "a.c")
+    source.write_text("#include <effnet_aot/c_api.h>\nint main(void) { return effnet_kernel_count() == 0; }\n")
+    subprocess.run([compiler, f"-std={standard}", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{INCLUDE}", source], check=True)
+
+
+def test_structs_are_those_of_the_ctypes_mirror(tmp_path):
+    lines = []
+    for struct in c_api.STRUCTS:
+        name = struct.__name__
+        lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
+        lines += [f'printf("{name}.{field} %zu\\n", offsetof({name}, {field}));' for field, _ in struct._fields_]
+    source = tmp_path / "layout.c"
+    source.write_text("#include <effnet_aot/c_api.h>\n#include <stdio.h>\nint main(void) {\n" + "\n".join(lines) + "\nreturn 0;\n}\n")
+    subprocess.run([CC, "-std=c99", f"-I{INCLUDE}", source, "-o", tmp_path / "layout"], check=True)
+    printed = dict(line.split() for line in subprocess.run(tmp_path / "layout", capture_output=True, text=True, check=True).stdout.splitlines())
+    expected = {}
+    for struct in c_api.STRUCTS:
+        expected[struct.__name__] = str(ctypes.sizeof(struct))
+        expected |= {f"{struct.__name__}.{field}": str(getattr(struct, field).offset) for field, _ in struct._fields_}
+    assert printed == expected
+
+
+def test_library_exports_what_the_header_declares():
+    declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
+    symbols = subprocess.run(["nm", "-D", "--defined-only", stub_cuda._library.PATH], capture_output=True, text=True, check=True).stdout
+    assert len(declared) == 10
+    assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
+
+
+# ---- what it refuses ----
+
+TOO_LARGE = 2**31
+REFUSED = [
+    # op, what differs, the message after "effnet_launch_<op>: "
+    ("pointwise", {"struct_size": 16}, f"effnet_pointwise->struct_size must be sizeof(effnet_pointwise) = {ctypes.sizeof(c_api.Pointwise)}, got 16"),
+    ("pointwise", {"struct_size": 2**40}, f"effnet_pointwise->struct_size must be sizeof(effnet_pointwise) = {ctypes.sizeof(c_api.Pointwise)}, got {2**40}"),
+    ("pointwise", {"beyond": [0] * 8 + [1]},
+     f"effnet_pointwise must use no members beyond the {ctypes.sizeof(c_api.Pointwise)} bytes that this library knows, got a value in byte {ctypes.sizeof(c_api.Pointwise) + 8}"),
+    ("pointwise", {"precision": 4}, "precision must be from 0 to 3, got 4"),
+    ("pointwise", {"layout": -1}, "layout must be from 0 to 1, got -1"),
+    ("pointwise", {"x": None}, "x must not be null, got null"),
+    ("pointwise", {"weight": None}, "weight must not be null, got null"),
+    ("pointwise", {"out": None}, "out must not be null, got null"),
+    ("pointwise", {"x": X + 1}, "x must be aligned to its elements of 2 bytes, got an address that is not"),
+    ("pointwise", {"residual": RESIDUAL + 1}, "residual must be aligned to its elements of 2 bytes, got an address that is not"),
+    ("pointwise", {"batch": -1}, "batch must be from 0 to 2147483647, got -1"),
+    ("pointwise", {"height": 0}, "height must be from 1 to 2147483647, got 0"),
+    ("pointwise", {"width": -3}, "width must be from 1 to 2147483647, got -3"),
+    ("pointwise", {"in_channels": 0}, "in_channels must be from 1 to 2147483647, got 0"),
+    ("pointwise", {"out_channels": TOO_LARGE}, "out_channels must be from 1 to 2147483647, got 2147483648"),
+    ("pointwise", {"batch": 2**20, "in_channels": 2**11, "height": 1, "width": 1}, "x must have at most 2147483647 elements, got 2147483648"),
+    ("pointwise", {"out_channels": 2**25, "height": 1, "width": 1, "in_channels": 64}, "weight must have at most 2147483647 elements, got 2147483648"),
+    ("pointwise", {"batch": 2**20, "out_channels": 2**11, "height": 1, "width": 1}, "out must have at most 2147483647 elements, got 2147483648"),
+    ("pointwise", {"batch": 2**30, "height": 2**30, "width": 2**30}, f"x must have at most 2147483647 elements, got {2**63 - 1}"),
+    ("pointwise", {"epilogue": {"struct_size": 8}}, f"epilogue->struct_size must be sizeof(epilogue) = {ctypes.sizeof(c_api.Epilogue)}, got 8"),
+    ("pointwise", {"epilogue": {"activation": 3}}, "epilogue->activation must be from 0 to 2, got 3"),
+    ("pointwise", {"epilogue": {"vectors_are_fp32": 2}}, "epilogue->vectors_are_fp32 must be from 0 to 1, got 2"),
+    ("pointwise", {"epilogue": {"bias": BIAS + 2, "vectors_are_fp32": 1}}, "epilogue->bias must be aligned to its elements of 4 bytes, got an address that is not"),
+    ("pointwise", {"epilogue": {"bn_weight": SCALE, "bn_bias": BIAS, "bn_mean": MEAN}}, "epilogue->bn_var must not be null, got null"),
+    ("pointwise", {"epilogue": {"bn_var": VAR}}, "epilogue->bn_weight must not be null, got null"),
+    ("pointwise", {"epilogue": {"bias": BIAS, "bn_weight": SCALE}}, "epilogue->bias must be null beside batch norm, got both"),
+    ("pointwise", {"epilogue": {"bn_weight": SCALE, "bn_bias": BIAS, "bn_mean": MEAN, "bn_var": VAR, "bn_eps": -1.0}}, "epilogue->bn_eps must be at least 0, got -1.000000"),
+    ("pointwise", {"epilogue": {"bn_weight": SCALE, "bn_bias": BIAS, "bn_mean": MEAN, "bn_var": VAR, "bn_eps": float("nan")}}, "epilogue->bn_eps must be at least 0, got nan"),
+    ("pointwise_pool", {"residual": RESIDUAL}, "residual must be null, got an address"),
+    ("pointwise_pool", {"width": 0}, "width must be from 1 to 2147483647, got 0"),
+    ("depthwise", {"channels": 0}, "channels must be from 1 to 2147483647, got 0"),
+    ("depthwise", {"kernel": 4}, "kernel must be 3 or 5, got 4"),
+    ("depthwise", {"stride_y": 3}, "stride_y must be from 1 to 2, got 3"),
+    ("depthwise", {"stride_x": 0}, "stride_x must be from 1 to 2, got 0"),
+    ("depthwise", {"left": -1}, "left must be from 0 to 2147483647, got -1"),
+    ("depthwise", {"height": 1, "top": 0, "bottom": 1}, "padded height must be from 3 to 2147483647, got 2"),
+    ("depthwise", {"right": 2147483647}, "padded width must be from 3 to 2147483647, got 2147483655"),
+    ("depthwise", {"bottom": 2**29}, "out must have at most 2147483647 elements, got 120259086080"),
+    ("depthwise", {"x": None}, "x must not be null, got null"),
+    ("conv", {"kernel_y": 0}, "kernel_y must be from 1 to 2147483647, got 0"),
+    ("conv", {"kernel_x": 10}, "padded width must be from 10 to 2147483647, got 9"),
+    ("conv", {"stride_y": 0}, "stride_y must be from 1 to 2147483647, got 0"),
+    ("conv", {"top": 2**31}, "top must be from 0 to 2147483647, got 2147483648"),
+    ("conv", {"x_strides": [1, 2, 3, -1]}, "x_strides must be from 0 to 2147483647, got -1"),
+    ("conv", {"x_strides": [2147483647, 1, 1, 1]}, "x_strides must reach no element beyond 2147483647, got 2147483663"),
+    ("conv", {"weight_strides": [1, 2**31, 1, 1]}, "weight_strides must be from 0 to 2147483647, got 2147483648"),
+    ("conv", {"out": None}, "out must not be null, got null"),
+    ("linear", {"rows": -1}, "rows must be from 0 to 2147483647, got -1"),
+    ("linear", {"in_features": 0}, "in_features must be from 1 to 2147483647, got 0"),
+    ("linear", {"out_features": 0}, "out_features must be from 1 to 2147483647, got 0"),
+    ("linear", {"rows": 2**25}, "x must have at most 2147483647 elements, got 2147483648"),
+    ("linear", {"x": X + 1}, "x must be aligned to its elements of 2 bytes, got an address that is not"),
+]  # fmt: skip
+
+
+def test_bad_arguments(stub):
+    run = stub.run(*[launch(op, **changes) for op, changes, _ in REFUSED])
+    assert [r["error"] for r in run.results] == [f"effnet_launch_{op}: {message}" for op, _, message in REFUSED]
+    assert {r["status"] for r in run.results} == {INVALID_ARGUMENT}
+    assert run.records == []  # not even the driver was opened
+
+
+def test_null_problems(stub):
+    run = stub.run(*[["launch", op, None] for op in c_api.PROBLEMS])
+    structs = [struct.__name__ for struct in c_api.PROBLEMS.values()]
+    assert [r["error"] for r in run.results] == [f"effnet_launch_{op}: {struct} must not be null, got null" for op, struct in zip(c_api.PROBLEMS, structs)]
+
+
+def test_nothing_to_do(stub):
+    empty = {"x": None, "out": None, "weight": None}
+    run = stub.run(*[launch(op, **empty, **({"rows": 0} if op == "linear" else {"batch": 0})) for op in PROBLEMS]).assert_ok()
+    assert run.records == []
+
+
+def test_longer_structs_of_later_versions(stub):
+    run = stub.run(launch("pointwise", beyond=[0] * 16)).assert_ok()
+    assert len(run.launches) == 1
+
+
+def test_residual_may_be_the_output(stub):
+    run = stub.run(launch("pointwise", residual=OUT)).assert_ok()
+    assert run.launches[0]["parameters"]["residual"] == run.launches[0]["parameters"]["out"] == OUT
+
+
+def test_last_error_belongs_to_its_thread(stub):
+    run = stub.run(["last_error"], launch("pointwise", x=None), ["threads", 1, [["last_error"]]], launch("pointwise"), ["last_error"])
+    before, failed, (in_thread,), succeeded, after = run.results
+    assert before["value"] == in_thread[0]["value"] == ""
+    assert failed["status"] == INVALID_ARGUMENT and succeeded["status"] == OK
+    assert after["value"] == failed["error"] != ""
+
+
+def test_kernel_info(stub):
+    count = len(stub_cuda.manifest()["images"])
+    run = stub.run(["kernel_info", count - 1], ["kernel_info", count], ["kernel_info", 0, 8], ["kernel_info", 0, 1000], ["kernel_info", 0, 0, True])
+    assert len(run.kernels) == count
+    assert [r["status"] for r in run.results] == [OK, INVALID_ARGUMENT, INVALID_ARGUMENT, OK, INVALID_ARGUMENT]
+    assert run.results[1]["error"] == f"effnet_kernel_info: index must be below {count}, got {count}"
+    assert run.results[2]["error"] == f"effnet_kernel_info: kernel->struct_size must be sizeof(effnet_kernel) = {ctypes.sizeof(c_api.Kernel)}, got 8"
+    assert run.results[4]["error"] == "effnet_kernel_info: kernel must not be null, got null"
+
+
+def test_device_image_needs_a_buffer(stub):
+    image = stub.run(["device_image", 0]).assert_ok().results[0]["value"]
+    assert image in ("cubin sm_89", "ptx compute_89", "cubin sm_86", "cubin sm_80")
+    run = stub.run(["device_image", 0, len(image) + 1], ["device_image", 0, len(image)], ["device_image", 0, 0])
+    assert [r["status"] for r in run.results] == [OK, INVALID_ARGUMENT, INVALID_ARGUMENT]
+    assert run.results[0]["value"] == image
+    assert run.results[1]["error"] == f"effnet_device_image: size must be at least {len(image) + 1}, got {len(image)}"
+
+
+# ---- the example ----
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("example") / "c"
+    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("pointwise"))
+    subprocess.run(["make", "-s", "-C", folder, f"PYTHON={sys.executable}", f"CC={CC}", "CFLAGS=-O2 -Wall -Wextra -Werror"], check=True)
+    return folder / "pointwise"
+
+
+def test_example_against_the_stub(stub, example):
+    log = stub.new_log()
+    done = subprocess.run([example], env=stub.environment(log, emulate="1"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "device 0 is served by " in done.stdout
+    (made,) = [r for r in stub.read(log) if r["call"] == "cuLaunchKernel"]
+    parameters = made["parameters"]
+    assert made["kernel"] == "effnet_pointwise" and made["stream"] == 0
+    assert (parameters["pixels"], parameters["out_channels"], parameters["in_channels"], parameters["high"]) == (2 * 28 * 28, 144, 24, 6.0)
+
+
+def test_example_reports_a_wrong_result_and_an_error(stub, example):
+    done = subprocess.run([example], env=stub.environment(stub.new_log()), capture_output=True, text=True)  # nothing is computed
+    assert done.returncode == 1 and "largest error nan" in done.stdout.replace("-nan", "nan")
+    done = subprocess.run([example], env=stub.environment(stub.new_log(), fail="cuLaunchKernel=700"), capture_output=True, text=True)
+    assert done.returncode == 1 and "CUDA_ERROR_ILLEGAL_ADDRESS" in done.stderr
+
+
+@pytest.mark.gpu
+def test_example_on_a_gpu(example):
+    done = subprocess.run([example], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,423 @@
+"""The launcher against a stub driver: which kernel and image are chosen, what is passed, what is said when it fails.
+
+Addresses are made up: nothing is computed. The right numbers are the business of the GPU tests.
+"""
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, inf, prod
+from pathlib import Path
+
+import pytest
+import stub_cuda
+from stub_cuda import c_api
+from stub_cuda.c_api import BF16, FP16, FP32, NCHW, NHWC, RELU, RELU6, TF32
+
+pytestmark = pytest.mark.xdist_group("stub_cuda")  # one worker, so that the stub is built once
+
+X, WEIGHT, OUT, RESIDUAL, BIAS, SCALE, MEAN, VAR = (0x7F0000000000 + i * 0x1000000 for i in range(8))
+STREAM = 0x5EED
+
+PROBLEMS = {
+    "pointwise": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, height=8, width=8, in_channels=16, out_channels=24),
+    "pointwise_pool": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, height=8, width=8, in_channels=16, out_channels=24),
+    "depthwise": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, channels=16, height=9, width=7, kernel=3,
+                      stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1),
+    "conv": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, in_channels=3, height=9, width=7, out_channels=32,
+                 kernel_y=3, kernel_x=3, stride_y=2, stride_x=2, left=1, right=1, top=1, bottom=1),
+    "linear": dict(precision=FP16, x=X, weight=WEIGHT, out=OUT, rows=10, in_features=64, out_features=40),
+}  # fmt: skip
+
+
+def launch(op, device=0, stream=STREAM, **changes):
+    return ["launch", op, PROBLEMS[op] | changes, device, stream]
+
+
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory):
+    """The torch-free part of the library over few_images.cpp instead of the generated registry."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        pytest.skip("cuda.h comes with triton")
+    headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
+    folder = tmp_path_factory.mktemp("few_images")
+    csrc = stub_cuda.ROOT / "csrc"
+    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear")
+    sources = [csrc / f"{stem}.cpp" for stem in stems] + [stub_cuda.HERE / "few_images.cpp"]
+
+    def compile(source):
+        target = folder / f"{source.stem}.o"
+        flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{headers}"]
+        subprocess.run([stub_cuda.CXX, *flags, "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile, sources))
+    library = folder / "libfew_images.so"
+    subprocess.run([stub_cuda.CXX, "-shared", "-Wl,-z,defs", *objects, "-ldl", "-pthread", "-o", library], check=True)
+    return {"library": library, "dependencies": ()}
+
+
+# ---- which variant ----
+
+# op, what differs from PROBLEMS, the variant without its tile
+CHOICES = [
+    ("pointwise", {}, "fp16_nhwc_aligned"),
+    ("pointwise", {"precision": BF16}, "bf16_nhwc_aligned"),
+    ("pointwise", {"precision": TF32}, "tf32_nhwc_aligned"),
+    ("pointwise", {"precision": FP32}, "fp32_nhwc_aligned"),
+    ("pointwise", {"residual": RESIDUAL}, "fp16_nhwc_aligned"),
+    ("pointwise", {"epilogue": {"bias": BIAS + 2}}, "fp16_nhwc_aligned"),  # vectors are promised nothing
+    ("pointwise", {"x": X + 8}, "fp16_nhwc_generic"),
+    ("pointwise", {"weight": WEIGHT + 2}, "fp16_nhwc_generic"),
+    ("pointwise", {"out": OUT + 4}, "fp16_nhwc_generic"),
+    ("pointwise", {"residual": RESIDUAL + 8}, "fp16_nhwc_generic"),
+    ("pointwise", {"in_channels": 20}, "fp16_nhwc_generic"),
+    ("pointwise", {"out_channels": 28}, "fp16_nhwc_generic"),
+    ("pointwise", {"width": 7}, "fp16_nhwc_aligned"),
+    ("pointwise", {"layout": NCHW}, "fp16_nchw_aligned"),
+    ("pointwise", {"layout": NCHW, "out_channels": 28}, "fp16_nchw_aligned"),
+    ("pointwise", {"layout": NCHW, "in_channels": 20}, "fp16_nchw_generic"),
+    ("pointwise", {"layout": NCHW, "height": 7, "width": 7}, "fp16_nchw_generic"),
+    ("pointwise", {"layout": NCHW, "height": 1, "width": 1}, "fp16_nhwc_aligned"),  # one pixel lies the same way
+    ("pointwise_pool", {}, "fp16_nhwc_aligned"),
+    ("pointwise_pool", {"precision": TF32}, "tf32_nhwc_aligned"),
+    ("pointwise_pool", {"out": OUT + 2, "out_channels": 13}, "fp16_nhwc_aligned"),
+    ("pointwise_pool", {"x": X + 8}, "fp16_nhwc_generic"),
+    ("pointwise_pool", {"weight": WEIGHT + 8}, "fp16_nhwc_generic"),
+    ("pointwise_pool", {"in_channels": 20}, "fp16_nhwc_generic"),
+    ("pointwise_pool", {"layout": NCHW}, "fp16_nchw_generic"),
+    ("pointwise_pool", {"layout": NCHW, "height": 1, "width": 1}, "fp16_nhwc_aligned"),
+    ("depthwise", {}, "fp16_k3_nhwc_aligned"),
+    ("depthwise", {"kernel": 5}, "fp16_k5_nhwc_aligned"),
+    ("depthwise", {"precision": BF16}, "bf16_k3_nhwc_aligned"),
+    ("depthwise", {"precision": TF32}, "fp32_k3_nhwc_aligned"),  # no matrix product, no TF32
+    ("depthwise", {"precision": FP32, "kernel": 5}, "fp32_k5_nhwc_aligned"),
+    ("depthwise", {"weight": WEIGHT + 2}, "fp16_k3_nhwc_aligned"),
+    ("depthwise", {"x": X + 8}, "fp16_k3_nhwc_generic"),
+    ("depthwise", {"out": OUT + 8}, "fp16_k3_nhwc_generic"),
+    ("depthwise", {"channels": 12}, "fp16_k3_nhwc_generic"),
+    ("depthwise", {"layout": NCHW}, "fp16_k3_nchw_generic"),
+    ("conv", {}, "fp16_nhwc_aligned"),
+    ("conv", {"precision": FP32}, "fp32_nhwc_aligned"),
+    ("conv", {"x": X + 2, "weight": WEIGHT + 2}, "fp16_nhwc_aligned"),
+    ("conv", {"out": OUT + 8}, "fp16_nhwc_generic"),
+    ("conv", {"out_channels": 12}, "fp16_nhwc_generic"),
+    ("conv", {"layout": NCHW}, "fp16_nchw_generic"),
+    ("linear", {}, "fp16_aligned"),
+    ("linear", {"precision": BF16}, "bf16_aligned"),
+    ("linear", {"precision": TF32}, "tf32_aligned"),
+    ("linear", {"precision": FP32}, "fp32_aligned"),
+    ("linear", {"rows": 3}, "fp16_aligned"),
+    ("linear", {"x": X + 8}, "fp16_generic"),
+    ("linear", {"weight": WEIGHT + 8}, "fp16_generic"),
+    ("linear", {"out": OUT + 8}, "fp16_generic"),
+    ("linear", {"in_features": 60}, "fp16_generic"),
+    ("linear", {"out_features": 41}, "fp16_generic"),
+]
+
+
+@pytest.fixture(scope="module")
+def chosen(stub):
+    """One process makes all of CHOICES, in this order."""
+    return stub.run(*[launch(op, **changes) for op, changes, _ in CHOICES]).assert_ok()
+
+
+@pytest.mark.parametrize("index", range(len(CHOICES)), ids=[f"{op}-{expected}-{i}" for i, (op, _, expected) in enumerate(CHOICES)])
+def test_variant_and_grid(chosen, index):
+    op, changes, expected = CHOICES[index]
+    made = chosen.launches[index]
+    image, p = made["image"], PROBLEMS[op] | changes
+    name, _, tile = image["variant"].rpartition("_")
+    assert (image["op"], name) == (op, expected)
+
+    rows, columns = map(int, tile.split("x")[:2])
+    if op in ("pointwise", "pointwise_pool"):
+        as_rows = p["layout"] == NHWC or p["height"] * p["width"] == 1
+        images, pixels = (1, p["batch"] * p["height"] * p["width"]) if as_rows else (p["batch"], p["height"] * p["width"])
+        tiles = p["batch"] if op == "pointwise_pool" else images * ceil(pixels / rows)
+        tiles *= ceil(p["out_channels"] / columns)
+    elif op == "linear":
+        tiles = ceil(p["rows"] / rows) * ceil(p["out_features"] / columns)
+    else:
+        kernel, stride = p.get("kernel", p.get("kernel_y")), p["stride_y"]
+        plane = ((p["height"] + 2 - kernel) // stride + 1) * ((p["width"] + 2 - kernel) // stride + 1)
+        if op == "conv":
+            tiles = p["batch"] * ceil(plane / rows) * ceil(p["out_channels"] / columns)
+        elif p["layout"] == NHWC:
+            tiles = ceil(p["batch"] * plane / rows) * ceil(p["channels"] / columns)
+        else:
+            tiles = ceil(plane / rows) * ceil(p["batch"] * p["channels"] / columns)
+    assert made["grid"] == [tiles, 1, 1]
+    assert made["block"] == [image["threads"], 1, 1]
+    assert made["shared"] == image["shared"]
+    assert made["stream"] == STREAM
+
+
+@pytest.mark.parametrize("op, small, large", [
+    ("pointwise", {"batch": 1, "height": 4, "width": 4}, {"batch": 64, "height": 112, "width": 112, "out_channels": 128}),
+    ("linear", {"rows": 1}, {"rows": 8192, "out_features": 4096}),
+])  # fmt: skip
+def test_tile_grows_with_the_problem(stub, op, small, large):
+    run = stub.run(launch(op, **small), launch(op, **large)).assert_ok()
+    areas = [prod(map(int, made["image"]["variant"].split("_")[-1].split("x")[:2])) for made in run.launches]
+    assert areas[0] < areas[1]
+
+
+# ---- what is passed ----
+
+EPILOGUES = [
+    # the struct, then what the kernel gets
+    (None, dict(p0=0, p1=0, p2=0, p3=0, eps=0, low=-inf, high=inf, flags=0)),
+    (dict(bias=BIAS), dict(p0=BIAS, p1=0, p2=0, p3=0, eps=0, low=-inf, high=inf, flags=2)),
+    (dict(bias=BIAS, vectors_are_fp32=1, activation=RELU), dict(p0=BIAS, p1=0, p2=0, p3=0, eps=0, low=0, high=inf, flags=2 | 4)),
+    (dict(bn_weight=SCALE, bn_bias=BIAS, bn_mean=MEAN, bn_var=VAR, bn_eps=0.125, activation=RELU6),
+     dict(p0=SCALE, p1=BIAS, p2=MEAN, p3=VAR, eps=0.125, low=0, high=6, flags=1)),
+    (dict(bn_weight=SCALE, bn_bias=BIAS, bn_mean=MEAN, bn_var=VAR, vectors_are_fp32=1),
+     dict(p0=SCALE, p1=BIAS, p2=MEAN, p3=VAR, eps=0, low=-inf, high=inf, flags=1 | 4)),
+]  # fmt: skip
+
+# Every number different, so that two that changed places are seen.
+ARGUMENTS = [
+    ("pointwise", dict(batch=3, height=5, width=11, in_channels=17, out_channels=29, residual=RESIDUAL),
+     dict(residual=RESIDUAL, pixels=3 * 5 * 11, out_channels=29, in_channels=17, flags=8)),
+    ("pointwise", dict(layout=NCHW, batch=3, height=5, width=11, in_channels=17, out_channels=29),
+     dict(residual=0, pixels=5 * 11, out_channels=29, in_channels=17)),
+    ("pointwise_pool", dict(batch=3, height=5, width=11, in_channels=17, out_channels=29), dict(pixels=55, out_channels=29, in_channels=17)),
+    ("depthwise", dict(batch=3, channels=19, height=23, width=31, kernel=5, stride_y=1, stride_x=2, left=4, right=7, top=6, bottom=9),
+     dict(batch=3, channels=19, height=23, width=31, out_height=34, out_width=19, stride_y=1, stride_x=2, left=4, top=6)),
+    ("conv", dict(batch=3, in_channels=5, height=37, width=41, out_channels=29, kernel_y=7, kernel_x=4, stride_y=3, stride_x=2, left=8, right=9, top=10, bottom=11),
+     dict(in_channels=5, height=37, width=41, out_channels=29, out_height=18, out_width=28, kernel_y=7, kernel_x=4, stride_y=3, stride_x=2, left=8, top=10,
+          x_image=5 * 37 * 41, x_channel=1, x_row=5 * 41, x_column=5, weight_out=5 * 28, weight_in=28, weight_row=4, weight_column=1)),
+    ("conv", dict(layout=NCHW, kernel_y=3, kernel_x=5, left=2, right=2),
+     dict(in_channels=3, height=9, width=7, out_channels=32, out_height=5, out_width=4, kernel_y=3, kernel_x=5, stride_y=2, stride_x=2, left=2, top=1,
+          x_image=3 * 63, x_channel=63, x_row=7, x_column=1, weight_out=45, weight_in=15, weight_row=5, weight_column=1)),
+    ("conv", dict(x_strides=[1000, 300, 30, 3], weight_strides=[100, 10, 2, 5]),
+     dict(in_channels=3, height=9, width=7, out_channels=32, out_height=5, out_width=4, kernel_y=3, kernel_x=3, stride_y=2, stride_x=2, left=1, top=1,
+          x_image=1000, x_channel=300, x_row=30, x_column=3, weight_out=100, weight_in=10, weight_row=2, weight_column=5)),
+    ("linear", dict(rows=13, in_features=57, out_features=43), dict(rows=13, in_features=57, out_features=43)),
+]  # fmt: skip
+
+
+def test_every_parameter(stub):
+    cases = [(op, changes | {"epilogue": epilogue}, numbers, tail) for op, changes, numbers in ARGUMENTS for epilogue, tail in EPILOGUES]
+    run = stub.run(*[launch(op, **changes) for op, changes, _, _ in cases]).assert_ok()
+    assert len(run.launches) == len(cases)
+    for (op, _, numbers, tail), made in zip(cases, run.launches):
+        assert made["kernel"] == f"effnet_{op}"
+        flags = numbers.get("flags", 0) | tail["flags"]
+        # Two pointers that Triton appends to every kernel's parameters; ours use neither.
+        assert made["parameters"] == {"x": X, "weight": WEIGHT, "out": OUT, **tail, **numbers, "flags": flags, "trailing": [0, 0]}
+
+
+def test_float32_vectors_are_not_special_for_float32(stub):
+    run = stub.run(launch("pointwise", precision=FP32, epilogue={"bias": BIAS, "vectors_are_fp32": 1})).assert_ok()
+    assert run.launches[0]["parameters"]["flags"] == 2
+
+
+# ---- which image ----
+
+
+def test_images_are_what_the_manifest_says(stub):
+    run = stub.run(launch("pointwise"), hash=True).assert_ok()
+    listed = {(i["op"], i["variant"], i["arch"], i["kind"], i["sha256"], i["bytes"], i["shared"], i["threads"]) for i in stub_cuda.manifest()["images"]}
+    held = {
+        (k["op"], k["variant"], f"{k['capability'] // 10}.{k['capability'] % 10}", k["kind"], k["sha256"], k["bytes"], k["shared"], k["threads"])
+        for k in run.kernels.values()
+    }
+    assert held and held == listed
+    assert all(k["sha256"] == k["actual_sha256"] for k in run.kernels.values())
+
+
+# few_images.cpp: the aligned variant has cubins for 8.0, 8.6 and 9.0 and PTX for 8.0, the generic one 8.9 as both.
+@pytest.mark.parametrize("capability, policy, aligned, generic", [
+    ("8.0", "", "cubin sm_80", None),
+    ("8.6", "", "cubin sm_86", None),
+    ("8.7", "auto", "cubin sm_86", None),
+    ("8.9", "", "cubin sm_86", "cubin sm_89"),  # same major, next lower minor
+    ("9.0", "", "cubin sm_90", "ptx compute_89"),
+    ("10.0", "", "ptx compute_80", "ptx compute_89"),
+    ("12.0", "", "ptx compute_80", "ptx compute_89"),
+    ("7.5", "", None, None),
+    ("9.0", "ptx", "ptx compute_80", "ptx compute_89"),
+    ("8.6", "ptx", "ptx compute_80", None),
+    ("9.0", "cubin", "cubin sm_90", None),
+    ("12.0", "cubin", None, None),
+])  # fmt: skip
+def test_image_of_a_capability(stub, few_images, capability, policy, aligned, generic):
+    run = stub.run(launch("pointwise"), launch("pointwise", x=X + 2), ["device_image", 0], devices=capability, EFFNET_AOT_IMAGE=policy, **few_images)
+    expected = [name for name in (aligned, generic) if name]
+    names = [("cubin sm_" if i["kind"] == "cubin" else "ptx compute_") + str(i["capability"]) for i in (made["image"] for made in run.launches)]
+    assert names == expected
+    assert [r["status"] for r in run.results] == [c_api.OK if name else c_api.NO_IMAGE for name in (aligned, generic)] + [c_api.OK]
+    assert run.results[2]["value"] == (aligned or "none")
+
+
+def test_error_where_no_image_serves(stub, few_images):
+    error = stub.run(launch("pointwise"), devices="7.5", **few_images).results[0]["error"]
+    assert error == (
+        "effnet::pointwise: no image of effnet_pointwise serves device 0, Stub GPU 0 (compute capability 7.5); built are: "
+        "cubin sm_80, cubin sm_86, cubin sm_90, ptx compute_80. To build for this GPU (8.0 or later is needed), run in a checkout of the sources: "
+        "EFFNET_AOT_ARCHS=7.5 pip install --no-build-isolation --force-reinstall --no-deps ."
+    )
+    error = stub.run(launch("pointwise"), devices="12.0", EFFNET_AOT_IMAGE="cubin", **few_images).results[0]["error"]
+    assert "ptx compute_80, of which EFFNET_AOT_IMAGE admits only cubins. To build" in error
+
+
+def test_error_where_the_driver_refuses_the_image(stub, few_images):
+    run = stub.run(launch("pointwise"), ["preload", 0], devices="8.6", reject="cubin", **few_images)
+    for result in run.results:
+        assert result["status"] == c_api.NO_IMAGE
+        for part in ("cubin sm_86", "device 0, Stub GPU 0 (compute capability 8.6)", "CUDA_ERROR_NO_BINARY_FOR_GPU (209: ", "built are: ", "EFFNET_AOT_ARCHS=8.6 pip install"):
+            assert part in result["error"]
+    run = stub.run(launch("pointwise"), devices="12.0", reject="ptx", **few_images)
+    assert run.results[0]["status"] == c_api.NO_IMAGE and "CUDA_ERROR_INVALID_PTX" in run.results[0]["error"]
+    assert run.launches == []
+
+
+def test_error_where_the_image_policy_is_unknown(stub):
+    run = stub.run(launch("pointwise"), EFFNET_AOT_IMAGE="sass")
+    assert run.results[0]["status"] == c_api.INVALID_ARGUMENT
+    assert run.results[0]["error"] == "effnet_aot: EFFNET_AOT_IMAGE must be auto, cubin or ptx, got 'sass'"
+
+
+@pytest.mark.parametrize("capability, attributes", [("8.0", []), ("8.6", [60 * 1024]), ("9.0", [200 * 1024]), ("12.0", [60 * 1024])])
+def test_shared_memory_above_48_kib_is_asked_for(stub, few_images, capability, attributes):
+    run = stub.run(launch("pointwise"), launch("pointwise"), devices=capability, **few_images).assert_ok()
+    assert [(r["attribute"], r["value"], r["for"]) for r in run.of("cuKernelSetAttribute")] == [(8, value, 0) for value in attributes]
+
+
+# ---- devices, contexts, threads ----
+
+
+def test_two_devices_of_one_kind(stub, few_images):
+    calls = [launch("pointwise", device=d) for d in (0, 1, 0, 1)]
+    run = stub.run(*calls, devices="8.6,8.6", **few_images).assert_ok()
+    assert len(run.loads) == 1  # a library serves all devices
+    assert [r["for"] for r in run.of("cuKernelSetAttribute")] == [0, 1]
+    assert [r["device"] for r in run.launches] == [0, 1, 0, 1]
+    assert [r["device"] for r in run.of("cuKernelGetFunction")] == [0, 1]
+    assert [r["of"] for r in run.of("cuDevicePrimaryCtxRetain")] == [0, 1]
+
+
+def test_two_devices_of_two_kinds(stub, few_images):
+    run = stub.run(launch("pointwise", device=1), launch("pointwise", device=0), ["device_image", 1], devices="8.6,9.0", **few_images).assert_ok()
+    assert [(r["device"], r["image"]["capability"], r["shared"], r["block"]) for r in run.launches] == [
+        (1, 90, 200 * 1024, [256, 1, 1]), (0, 86, 60 * 1024, [128, 1, 1]),
+    ]  # fmt: skip
+    assert run.results[2]["value"] == "cubin sm_90"
+
+
+def test_context_is_pushed_only_when_another_is_current(stub):
+    run = stub.run(["use_device", 0], launch("pointwise", device=0), launch("pointwise", device=1), launch("pointwise", device=0), devices="8.9,8.9").assert_ok()
+    assert [r["device"] for r in run.launches] == [0, 1, 0]
+    assert [(r["call"], r["device"]) for r in run.records if r["call"] in ("cuCtxPushCurrent", "cuCtxPopCurrent")] == [("cuCtxPushCurrent", 1), ("cuCtxPopCurrent", 1)]
+
+
+def test_threads_load_once(stub):
+    calls = [launch("pointwise"), launch("depthwise"), launch("linear")]
+    run = stub.run(["threads", 8, calls])
+    assert [r["error"] for results in run.results[0] for r in results if r["status"]] == []
+    assert sorted(r["image"]["op"] for r in run.loads) == ["depthwise", "linear", "pointwise"]
+    assert len(run.launches) == 24 and len({r["thread"] for r in run.launches}) == 8
+    assert len(run.of("cuInit")) == len(run.of("cuDevicePrimaryCtxRetain")) == 1
+    assert len(run.of("cuCtxPushCurrent")) == len(run.of("cuCtxPopCurrent")) == 24
+
+
+def test_loading_is_allowed_within_a_capture(stub):
+    run = stub.run(launch("pointwise")).assert_ok()
+    during = [r["call"] if "mode" not in r else r["mode"] for r in run.records]
+    relaxed, global_ = 2, 0
+    assert during.index(relaxed) < during.index("cuLibraryLoadData") < during.index("cuKernelGetFunction") < during.index(global_) < during.index("cuLaunchKernel")
+
+
+def test_preload_leaves_nothing_but_the_launch(stub):
+    calls = [launch(op, **changes) for op, changes, _ in CHOICES]
+    run = stub.run(["preload", 0], *calls).assert_ok()
+    variants = {(k["op"], k["variant"]) for k in run.kernels.values()}
+    assert {(r["image"]["op"], r["image"]["variant"]) for r in run.loads} == variants and len(run.loads) == len(variants)
+    first = next(i for i, r in enumerate(run.records) if r["call"] == "cuLaunchKernel") - 1
+    assert [r["call"] for r in run.records[first:]] == ["cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"] * len(calls)
+
+
+def test_log_explains_each_choice_once(stub, few_images):
+    calls = [launch("pointwise"), launch("pointwise"), launch("pointwise", device=1)]
+    lines = stub.run(*calls, devices="8.6,12.0", EFFNET_AOT_LOG="1", **few_images).assert_ok().stderr.splitlines()
+    assert len(lines) == 2
+    assert "pointwise/aligned on device 0 (Stub GPU 0): cubin sm_86" in lines[0]
+    assert "pointwise/aligned on device 1 (Stub GPU 1): ptx compute_80" in lines[1]
+    assert stub.run(*calls[:2], devices="8.6", EFFNET_AOT_LOG="0", **few_images).assert_ok().stderr == ""
+
+
+# ---- failures ----
+
+
+def test_failed_launch_names_kernel_and_grid(stub, few_images):
+    run = stub.run(launch("pointwise"), launch("pointwise"), devices="8.6", fail="cuLaunchKernel#1=700", **few_images)
+    assert run.results[0]["status"] == c_api.DRIVER_ERROR
+    assert run.results[0]["error"] == (
+        "effnet::pointwise: launching effnet_pointwise (aligned, cubin sm_86) on device 0 with grid (2, 1, 1) failed: "
+        "CUDA_ERROR_ILLEGAL_ADDRESS (700: text of the stub)"
+    )
+    assert run.results[1]["status"] == c_api.OK
+    assert len(run.of("cuCtxPushCurrent")) == len(run.of("cuCtxPopCurrent")) == 2  # also where it failed
+
+
+@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGetCount", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuLibraryLoadData", "cuLibraryGetKernel", "cuKernelGetFunction"])
+def test_failure_on_the_way_is_reported_and_not_remembered(stub, call):
+    run = stub.run(launch("pointwise"), launch("pointwise"), fail=f"{call}#1=2")
+    assert run.results[0]["status"] == c_api.DRIVER_ERROR and "CUDA_ERROR_OUT_OF_MEMORY (2: text of the stub)" in run.results[0]["error"]
+    assert run.results[1]["status"] == c_api.OK and len(run.launches) == 1
+
+
+def test_unnamed_driver_error(stub):
+    assert "unknown error (4321: " in stub.run(launch("pointwise"), fail="cuLaunchKernel=4321").results[0]["error"]
+
+
+def test_no_driver(stub):
+    try:
+        ctypes.CDLL("libcuda.so.1")
+        pytest.skip("this machine has a driver")
+    except OSError:
+        pass
+    run = stub.run(launch("pointwise"), ["preload", 0], ["device_image", 0], LD_LIBRARY_PATH=os.environ.get("LD_LIBRARY_PATH", ""))
+    for result in run.results:
+        assert result["status"] == c_api.NO_DRIVER
+        assert result["error"].startswith("effnet_aot: no CUDA driver on this machine (libcuda.so.1: cannot open shared object file")
+
+
+def test_old_driver(tmp_path):
+    old = stub_cuda.StubDriver(tmp_path, lacking="cuLibraryLoadData")
+    run = old.run(launch("pointwise"), launch("linear"), version="11080")
+    for result in run.results:
+        assert result["status"] == c_api.NO_DRIVER
+        assert result["error"] == "effnet_aot: the CUDA driver is too old: it has no cuLibraryLoadData, which came with CUDA 12.0; this one is of CUDA 11.8"
+
+
+def test_driver_without_a_gpu(stub):
+    result = stub.run(launch("pointwise"), devices="").results[0]
+    assert result["status"] == c_api.DRIVER_ERROR
+    assert result["error"] == "effnet_aot: starting the CUDA driver failed: CUDA_ERROR_NO_DEVICE (100: text of the stub)"
+
+
+def test_device_that_does_not_exist(stub):
+    run = stub.run(launch("pointwise", device=2), launch("pointwise", device=-1), launch("pointwise", device=64), ["preload", 2], devices="8.9,8.9")
+    assert {r["status"] for r in run.results} == {c_api.INVALID_ARGUMENT}
+    assert run.results[0]["error"] == run.results[3]["error"] == "effnet_aot: device 2 does not exist: the driver sees 2"
+    assert run.results[1]["error"] == "effnet_aot: device ordinal must be between 0 and 63, got -1"
+
+
+def test_use_after_fork(stub):
+    in_child = [launch("pointwise"), launch("linear"), ["preload", 0], ["device_image", 0]]
+    run = stub.run(launch("pointwise"), ["fork", in_child], launch("linear"))
+    for result in run.results[1]:
+        assert result["status"] == c_api.DRIVER_ERROR
+        assert result["error"].startswith("effnet_aot: CUDA was used before this process was forked and cannot be used in the child")
+    assert run.results[0]["status"] == run.results[2]["status"] == c_api.OK
+    assert not any("refused" in r for r in run.records)  # the driver never saw the child
+
+    run = stub.run(["fork", in_child])  # nothing was used before: the child is a process like any other
+    assert [r["status"] for r in run.results[0]] == [c_api.OK] * 4
