@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(autouse=True)
-def true_float32(request):
+def true_float32():
     """TF32 off: the references are float32 or float64. Tests of TF32 switch it on themselves."""
     conv, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
