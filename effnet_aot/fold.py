@@ -58,7 +58,7 @@ class Watch:
 
     A tensor may be replaced in its module (another object), get other data (`p.data = ...`, `.half()`: another address)
     or be changed in place (another version). Writing through `p.data` or from a CUDA graph's replay is seen by nobody,
-    autograd included; `train()` and `eval()` start afresh.
+    autograd included; going to training mode and back starts afresh.
     """
 
     def __init__(self, module):
@@ -132,6 +132,7 @@ class FoldedCache:
     """The folded weights of one module, and the watch that says whether they still are. Copies and pickles are empty."""
 
     def __init__(self):
+        self._captured = []
         self.clear()
 
     def __reduce__(self):
@@ -151,15 +152,17 @@ class FoldedCache:
 
     def folded(self, module, watch, dtype, device):
         """What `module.fold(dtype)` returns, computed again only when something that it came from has changed."""
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         entry = self._entry
         if entry is not None and entry[0] is watch and entry[1] == dtype and watch.same_state():
+            if capturing:
+                self._captured.append(entry[2])  # the graph is going to read them for as long as it lives
             return entry[2]
         self._entry = None
         with torch.inference_mode(False), torch.no_grad():
             watchable = watch.remember()
             folded = module.fold(dtype)
-        # A CUDA graph's capture only records the folding, and every replay repeats it.
-        if watchable and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if watchable and not capturing:  # a capture only records the folding, and every replay repeats it
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # later calls may come on other streams
             self._entry = watch, dtype, folded
@@ -182,7 +185,7 @@ class FoldedModule(nn.Module):
         self._cache = FoldedCache()
 
     def forward(self, x):
-        if self.training:
+        if self.training or self._cache is None:
             return self.forward_modules(x)
         if torch.compiler.is_compiling():
             ordinary = all(is_foldable(conv, bn) and not bn.training for conv, bn in self.layers())
@@ -206,7 +209,8 @@ class FoldedModule(nn.Module):
                 return self.forward_folded(x.to(dtype) if x.is_floating_point() else x, folded)
 
     def train(self, mode=True):
-        self._cache.clear()
+        if mode != self.training:
+            self._cache.clear()
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
@@ -215,5 +219,5 @@ class FoldedModule(nn.Module):
 
     def _replicate_for_data_parallel(self):
         replica = super()._replicate_for_data_parallel()
-        replica._cache = FoldedCache()
+        replica._cache = None  # it holds plain tensors where parameters are looked for
         return replica

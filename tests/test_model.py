@@ -362,7 +362,7 @@ CHANGES = {
     "linear layer replaced": lambda m: replace(m, "fc_weight", m.fc_weight.detach() * 2),
     "buffer replaced": lambda m: setattr(m.bn2, "running_mean", m.bn2.running_mean + 1),
     "data replaced": lambda m: setattr(m.conv2.weight, "data", m.conv2.weight.data * 2),
-    "written through data, then eval()": lambda m: (m.conv2.weight.data.mul_(2), m.eval()),
+    "written through data, train and back": lambda m: (m.conv2.weight.data.mul_(2), m.train(), m.eval()),
     "load_state_dict": load_other_weights,
     "load_state_dict, assign": functools.partial(load_other_weights, assign=True),
     "train and back": train_and_back,
@@ -435,8 +435,10 @@ def test_folding_happens_once(monkeypatch):
         with torch.inference_mode():
             model(images(2, 32, 32))
         model.eval()(images())
-    layers = len(batch_norms(model))
-    assert len(folds) == 2 * layers  # at the first call, and after eval()
+        layers = len(batch_norms(model))
+        assert len(folds) == layers
+        model.train().eval()(images())
+        assert len(folds) == 2 * layers
     model(images())
     assert len(folds) == 2 * layers  # with gradients nothing is folded
 
@@ -658,6 +660,24 @@ def test_cuda_graph_as_the_first_call():
         x.copy_(images(seed=5))
         graph.replay()
         assert_equal_up_to_rounding(out, reference(x))
+
+
+@pytest.mark.gpu
+def test_cuda_graph_keeps_its_folded_weights():
+    model, reference = pair("cuda")
+    x = images(device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        model(x)
+        with torch.cuda.graph(graph):
+            out = model(x)
+        want = reference(x)
+        model.conv1.weight.zero_()
+        model(x)
+        trash = [torch.full((1 << k,), float("nan"), device="cuda") for k in range(4, 22) for _ in range(8)]
+        graph.replay()
+        assert_equal_up_to_rounding(out, want)
+        del trash
 
 
 @pytest.mark.gpu

@@ -1,6 +1,5 @@
 """A batch of photographs out of the scikit-image wheel. Nothing is downloaded."""
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -17,9 +16,10 @@ def photographs(batch, size):
     Beyond the ten that there are, each further round looks at them mirrored or closer.
     """
     import numpy as np
+    import skimage
     from PIL import Image, ImageOps
 
-    folder = Path(importlib.util.find_spec("skimage").origin).parent / "data"
+    folder = Path(skimage.__file__).parent / "data"
     images = []
     for i in range(batch):
         view = i // len(NAMES)
