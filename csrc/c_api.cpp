@@ -173,7 +173,7 @@ PointwiseProblem pointwise_problem(const char* op, const Checker& check, const e
   PointwiseProblem problem{.op = op, .precision = precision, .channels_last = check.channels_last(p.layout), .x = p.x, .weight = p.weight, .out = p.out,
                            .batch = check.number("batch", p.batch, 0), .pixels = check.number("height", p.height, 1) * check.number("width", p.width, 1),
                            .in_channels = check.number("in_channels", p.in_channels, 1), .out_channels = check.number("out_channels", p.out_channels, 1),
-                           .tail = check.tail(p.epilogue, precision)};
+                           .tail = check.tail(p.epilogue, precision), .variant = p.variant};
   check.indexable("x", {problem.batch, problem.in_channels, problem.pixels});
   check.indexable("weight", {problem.out_channels, problem.in_channels});
   check.indexable("out", {problem.batch, problem.out_channels, pooled ? 1 : problem.pixels});
@@ -266,7 +266,7 @@ int effnet_launch_depthwise(const effnet_depthwise* given, int device, void* str
     check.addresses(p.x, p.weight, p.out, element_size(precision));
     launch_depthwise({.op = "depthwise", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
                       .channels = p.channels, .height = p.height, .width = p.width, .out_height = out_height, .out_width = out_width, .kernel = p.kernel,
-                      .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .tail = tail}, {device, stream});
+                      .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .tail = tail, .variant = p.variant}, {device, stream});
   });
 }
 
@@ -300,7 +300,7 @@ int effnet_launch_conv(const effnet_conv* given, int device, void* stream) {
     launch_conv({.op = "conv", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
                  .in_channels = p.in_channels, .height = p.height, .width = p.width, .out_channels = p.out_channels, .out_height = out_height,
                  .out_width = out_width, .kernel_y = p.kernel_y, .kernel_x = p.kernel_x, .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left,
-                 .top = p.top, .x_strides = x_strides, .weight_strides = weight_strides, .tail = tail}, {device, stream});
+                 .top = p.top, .x_strides = x_strides, .weight_strides = weight_strides, .tail = tail, .variant = p.variant}, {device, stream});
   });
 }
 
@@ -319,6 +319,6 @@ int effnet_launch_linear(const effnet_linear* given, int device, void* stream) {
     if (p.rows == 0) return;
     check.addresses(p.x, p.weight, p.out, element_size(precision));
     launch_linear({.op = "linear", .precision = precision, .x = p.x, .weight = p.weight, .out = p.out, .rows = p.rows, .in_features = p.in_features,
-                   .out_features = p.out_features, .tail = tail}, {device, stream});
+                   .out_features = p.out_features, .tail = tail, .variant = p.variant}, {device, stream});
   });
 }

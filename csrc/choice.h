@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
-#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -46,6 +46,19 @@ class TileTable {
       if (v.op == std::string_view(op)) tiles_.at(key(v)).push_back({&v, v[rows], v[columns]});
   }
 
+  // The tile of the variant that the caller named: one for this key, or the generic one, which serves aligned data too.
+  const Tile& named(const char* op, const char* name, int key, int generic_key) const {
+    std::string fitting;
+    for (int k : {key, generic_key}) {
+      for (const Tile& tile : tiles_.at(k)) {
+        if (tile.variant->name == std::string_view(name)) return tile;
+        fitting += (fitting.empty() ? "" : ", ") + std::string(tile.variant->name);
+      }
+      if (key == generic_key) break;
+    }
+    throw Error(Failure::invalid_argument, std::string("effnet::") + op + ": variant must be one that fits (" + fitting + "), got '" + name + "'");
+  }
+
   // The tile that should finish first: whole waves of tiles over the GPU, each as long as its area plus a fixed latency.
   const Tile& choose(int key, int64_t rows, int64_t columns, int64_t images, int multiprocessors) const {
     constexpr int64_t kLatency = 2048;  // elements of a tile that cost as much as starting one
@@ -56,7 +69,7 @@ class TileTable {
       const int64_t cost = ceil_div(count, multiprocessors) * (int64_t{tile.rows} * tile.columns + kLatency);
       if (cost < best_cost) best = &tile, best_cost = cost;
     }
-    if (!best) throw std::runtime_error(std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
+    if (!best) throw Error(Failure::no_image, std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
     return *best;
   }
 

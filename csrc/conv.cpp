@@ -16,7 +16,9 @@ const TileTable& table() {
 void launch_conv(const ConvProblem& p, Place place) {
   const bool is_aligned = p.channels_last && aligned({p.out}, {p.out_channels});
   const int64_t pixels = p.out_height * p.out_width;
-  const Tile& tile = table().choose(key(p.precision, p.channels_last, is_aligned), pixels, p.out_channels, p.batch, device_info(place.device).multiprocessors);
+  const int fitting = key(p.precision, p.channels_last, is_aligned);
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(p.precision, p.channels_last, false))
+                               : table().choose(fitting, pixels, p.out_channels, p.batch, device_info(place.device).multiprocessors);
 
   const int64_t grid = p.batch * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -21,7 +21,9 @@ void launch_depthwise(const DepthwiseProblem& p, Place place) {
   const bool is_aligned = p.channels_last && aligned({p.x, p.out}, {p.channels});
   const int64_t plane = p.out_height * p.out_width;
   const int64_t pixels = p.channels_last ? p.batch * plane : plane, channels = p.channels_last ? p.channels : p.batch * p.channels;
-  const Tile& tile = table().choose(key(precision, p.channels_last, is_aligned, p.kernel), pixels, channels, 1, device_info(place.device).multiprocessors);
+  const int fitting = key(precision, p.channels_last, is_aligned, p.kernel);
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(precision, p.channels_last, false, p.kernel))
+                               : table().choose(fitting, pixels, channels, 1, device_info(place.device).multiprocessors);
 
   const int64_t grid = ceil_div(pixels, tile.rows) * ceil_div(channels, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -29,6 +29,7 @@ struct PointwiseProblem {
   void* out;
   int64_t batch, pixels, in_channels, out_channels;  // pixels of one image
   Tail tail;
+  const char* variant = nullptr;  // null: the library chooses
 };
 
 struct DepthwiseProblem {
@@ -40,6 +41,7 @@ struct DepthwiseProblem {
   int64_t batch, channels, height, width, out_height, out_width, kernel;
   int64_t stride_y, stride_x, left, top;
   Tail tail;
+  const char* variant = nullptr;
 };
 
 struct ConvProblem {
@@ -52,6 +54,7 @@ struct ConvProblem {
   int64_t stride_y, stride_x, left, top;
   const int64_t *x_strides, *weight_strides;  // four each, in elements
   Tail tail;
+  const char* variant = nullptr;
 };
 
 struct LinearProblem {
@@ -61,6 +64,7 @@ struct LinearProblem {
   void* out;
   int64_t rows, in_features, out_features;
   Tail tail;
+  const char* variant = nullptr;
 };
 
 void launch_pointwise(const PointwiseProblem& problem, Place place);

@@ -15,7 +15,9 @@ const TileTable& table() {
 
 void launch_linear(const LinearProblem& p, Place place) {
   const bool is_aligned = aligned({p.x, p.weight, p.out}, {p.in_features, p.out_features});
-  const Tile& tile = table().choose(key(p.precision, is_aligned), p.rows, p.out_features, 1, device_info(place.device).multiprocessors);
+  const int fitting = key(p.precision, is_aligned);
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(p.precision, false))
+                               : table().choose(fitting, p.rows, p.out_features, 1, device_info(place.device).multiprocessors);
 
   const int64_t grid = ceil_div(p.rows, tile.rows) * ceil_div(p.out_features, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -18,7 +18,9 @@ void launch_pointwise(const PointwiseProblem& p, Place place) {
   const bool rows = p.channels_last || p.pixels == 1;
   const int64_t pixels = rows ? p.batch * p.pixels : p.pixels, images = rows ? 1 : p.batch;
   const bool is_aligned = aligned({p.x, p.weight, p.out, p.tail.residual}, {p.in_channels, rows ? p.out_channels : p.pixels});
-  const Tile& tile = table().choose(key(p.precision, rows, is_aligned), pixels, p.out_channels, images, device_info(place.device).multiprocessors);
+  const int fitting = key(p.precision, rows, is_aligned);
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(p.precision, rows, false))
+                               : table().choose(fitting, pixels, p.out_channels, images, device_info(place.device).multiprocessors);
 
   const int64_t grid = images * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -167,6 +167,30 @@ def test_tile_grows_with_the_problem(stub, op, small, large):
     assert areas[0] < areas[1]
 
 
+def test_named_variant(stub, few_images):
+    """Every variant can be asked for by name, on a problem that it fits; a generic one also where an aligned one serves."""
+    images = {(i["op"], i["variant"]) for i in stub_cuda.manifest()["images"]}
+    calls = []
+    for op, variant in sorted(images):
+        changes = {"variant": variant, "precision": ("fp16", "bf16", "tf32", "fp32").index(variant.split("_")[0])}
+        if op != "linear":
+            changes["layout"] = NHWC if "_nhwc_" in variant else NCHW
+        if op == "depthwise":
+            changes["kernel"] = 5 if "_k5_" in variant else 3
+        calls.append(launch(op, **changes))
+    run = stub.run(*calls).assert_ok()
+    assert [(made["image"]["op"], made["image"]["variant"]) for made in run.launches] == sorted(images)
+
+    wrong = [launch("pointwise", variant="aligned", x=X + 2), launch("pointwise", variant="none such"), launch("pointwise", precision=BF16)]
+    run = stub.run(*wrong, devices="8.9", **few_images)
+    assert [r["error"] for r in run.results] == [
+        "effnet::pointwise: variant must be one that fits (generic), got 'aligned'",
+        "effnet::pointwise: variant must be one that fits (aligned, generic), got 'none such'",
+        "effnet_aot: the library holds no variant of pointwise for this data type and layout",
+    ]
+    assert [r["status"] for r in run.results] == [c_api.INVALID_ARGUMENT, c_api.INVALID_ARGUMENT, c_api.NO_IMAGE]
+
+
 # ---- what is passed ----
 
 EPILOGUES = [

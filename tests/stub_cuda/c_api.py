@@ -24,19 +24,19 @@ Epilogue = struct(
 )
 Pointwise = struct(
     "effnet_pointwise", (c_int32, "precision layout"), (c_void_p, "x weight out residual"),
-    (c_int64, "batch height width in_channels out_channels"), (POINTER(Epilogue), "epilogue"),
+    (c_int64, "batch height width in_channels out_channels"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"),
 )  # fmt: skip
 Depthwise = struct(
     "effnet_depthwise", (c_int32, "precision layout"), (c_void_p, "x weight out"),
-    (c_int64, "batch channels height width kernel stride_y stride_x left right top bottom"), (POINTER(Epilogue), "epilogue"),
+    (c_int64, "batch channels height width kernel stride_y stride_x left right top bottom"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"),
 )  # fmt: skip
 Conv = struct(
     "effnet_conv", (c_int32, "precision layout"), (c_void_p, "x weight out"),
     (c_int64, "batch in_channels height width out_channels kernel_y kernel_x stride_y stride_x left right top bottom"),
-    (POINTER(c_int64), "x_strides weight_strides"), (POINTER(Epilogue), "epilogue"),
+    (POINTER(c_int64), "x_strides weight_strides"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"),
 )  # fmt: skip
 Linear = struct(
-    "effnet_linear", (c_int32, "precision"), (c_void_p, "x weight out"), (c_int64, "rows in_features out_features"), (POINTER(Epilogue), "epilogue")
+    "effnet_linear", (c_int32, "precision"), (c_void_p, "x weight out"), (c_int64, "rows in_features out_features"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant")
 )
 STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear]
 PROBLEMS = {"pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear}
@@ -84,6 +84,8 @@ class Library:
             for name in ("x_strides", "weight_strides"):
                 if members.get(name) is not None:
                     members[name] = (c_int64 * 4)(*members[name])
+            if members.get("variant") is not None:
+                members["variant"] = members["variant"].encode()
             given = PROBLEMS[op](**members)
             problem = ctypes.create_string_buffer(bytes(given) + beyond)
         return self._result(getattr(self._c, f"effnet_launch_{op}")(problem, c_int(device), c_void_p(stream)))

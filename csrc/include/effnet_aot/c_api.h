@@ -114,6 +114,7 @@ typedef struct effnet_pointwise {
   const void *residual; /* null or of out's shape; effnet_launch_pointwise_pool takes none */
   int64_t batch, height, width, in_channels, out_channels;
   const effnet_epilogue *epilogue; /* null: the bare sum */
+  const char *variant; /* null: the library chooses; else the name of one, from effnet_kernel_info(), that fits the rest */
 } effnet_pointwise;
 
 EFFNET_API int effnet_launch_pointwise(const effnet_pointwise *problem, int device, void *stream);
@@ -135,6 +136,7 @@ typedef struct effnet_depthwise {
   int64_t stride_y, stride_x; /* 1 or 2 */
   int64_t left, right, top, bottom; /* padding, at least 0 */
   const effnet_epilogue *epilogue;
+  const char *variant;
 } effnet_depthwise;
 
 EFFNET_API int effnet_launch_depthwise(const effnet_depthwise *problem, int device, void *stream);
@@ -155,6 +157,7 @@ typedef struct effnet_conv {
   const int64_t *x_strides;      /* of the batch, channels, rows and columns, in elements, at least 0; null: x is dense in `layout` */
   const int64_t *weight_strides; /* of the output channels, input channels, rows and columns; null: dense in this order */
   const effnet_epilogue *epilogue;
+  const char *variant;
 } effnet_conv;
 
 EFFNET_API int effnet_launch_conv(const effnet_conv *problem, int device, void *stream);
@@ -167,6 +170,7 @@ typedef struct effnet_linear {
   void *out;
   int64_t rows, in_features, out_features;
   const effnet_epilogue *epilogue;
+  const char *variant;
 } effnet_linear;
 
 EFFNET_API int effnet_launch_linear(const effnet_linear *problem, int device, void *stream);
