@@ -123,7 +123,7 @@ class Watch:
     def _state_now(self):
         return (
             [tensor._version for tensor in self._tensors],
-            [parameter.data_ptr() for parameter in self._parameters],
+            list(map(torch.Tensor.data_ptr, self._parameters)),
             [bn.eps for bn in self._batch_norms],
         )
 

@@ -26,6 +26,7 @@ from . import positive
 from .images import image_name, span
 
 
+PRECISIONS = {torch.float32: ("fp32", "tf32"), torch.float16: "fp16", torch.bfloat16: "bf16"}  # as variants' names begin
 RESOURCES = ("registers", "spills", "shared")
 
 
@@ -59,7 +60,7 @@ def run(arguments):
     with torch.inference_mode():
         ok = print_comparison(console, x, model, eager, exact)
         console.print()
-        console.print(kernels_used(lambda: model(x)) if device == "cuda" else kernels_embedded())
+        console.print(kernels_used(lambda: model(x), x.dtype) if device == "cuda" else kernels_embedded())
     return 0 if ok else 1
 
 
@@ -133,7 +134,7 @@ def duration(seconds):
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
 
 
-def kernels_used(function):
+def kernels_used(function, dtype):
     """What a profiler sees of one call on the GPU, with what the build recorded about each kernel."""
     from effnet_aot import _C
 
@@ -144,8 +145,9 @@ def kernels_used(function):
             built[kernel["kernel"], kernel["threads"], kernel["shared"]].append(kernel)
     table = Table("kernel", "variant", "calls", "time", "registers", "spilled B", "shared B", title="kernels of one forward pass")
     for launch, times in traced(function).items():
-        # The driver compiles PTX anew, to other register counts.
-        variants = built[launch[:3]]
+        variants = built[launch.kernel, launch.threads, launch.shared]
+        # Variants may agree in these. The registers differ too, except for PTX, which the driver compiles anew.
+        variants = [kernel for kernel in variants if kernel["variant"].startswith(PRECISIONS[dtype])] or variants
         variants = [kernel for kernel in variants if kernel["registers"] == launch.registers] or variants
         names = " or ".join(kernel["variant"] for kernel in variants) or "not of this package"
         resources = [span([kernel[key] for kernel in variants]) if variants else "" for key in ("registers", "spills")]
@@ -162,7 +164,7 @@ class Launch(NamedTuple):
 
 def traced(function):
     """{Launch: [microseconds, ...]} of the kernels that function() runs, in the order of their first launch."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         function()
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
