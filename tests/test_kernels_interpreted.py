@@ -69,7 +69,16 @@ CASES = {
         dict(variant="fp32_k3_nchw_generic_*", shape=(1, 3, 8, 9), stride=(2, 2), padding=(0, 1, 0, 1), epilogue="none"),
         dict(variant="fp32_k5_nhwc_generic_*", shape=(1, 3, 1, 1), stride=(1, 1), padding=(2, 2, 2, 2)),
         dict(variant="fp16_k3_*_generic_*", shape=(1, 4, 5, 5), stride=(1, 1), padding=(1, 1, 1, 1), activation="relu6",
-             special=[(NAN, (0, 1, 0, 0)), (INF, (0, 2, 2, 2))], special_weight=[(INF, (3, 0, 0, 0))]),
+             special=[(NAN, (0, 1, 0, 0)), (INF, (0, 2, 2, 2))]),
+        *[
+            dict(variant=f"*_s{stride}_rows_*", shape=(1, 40, 7, 18), stride=(stride, stride), padding=padding, **BN6, fp32_vectors=True)
+            for stride, padding in [(1, (2, 2, 2, 2)), (2, (1, 2, 1, 2))]
+        ],
+        *[
+            dict(variant=f"fp16_k3_s{stride}_rows_*", shape=(1, 8, 6, 5), stride=(stride, stride), padding=(0, 1, 0, 1), activation="relu6",
+                 special=[(NAN, (0, 1, 0, 0)), (INF, (0, 2, 5, 4))])
+            for stride in (1, 2)
+        ],
     ],
     "conv": [
         dict(variant="*_aligned_*", shape=(2, 3, 17, 15, 40), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1), **BN6, fp32_vectors=True),

@@ -6,6 +6,7 @@ Addresses are made up: nothing is computed. The right numbers are the business o
 import ctypes
 import importlib.util
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, inf, prod
@@ -63,7 +64,7 @@ def few_images(tmp_path_factory):
 
 # ---- which variant ----
 
-# op, what differs from PROBLEMS, the variant without its tile
+# op, what differs from PROBLEMS, the variant without its tile, as a regular expression
 CHOICES = [
     ("pointwise", {}, "fp16_nhwc_aligned"),
     ("pointwise", {"precision": BF16}, "bf16_nhwc_aligned"),
@@ -91,12 +92,12 @@ CHOICES = [
     ("pointwise_pool", {"in_channels": 20}, "fp16_nhwc_generic"),
     ("pointwise_pool", {"layout": NCHW}, "fp16_nchw_generic"),
     ("pointwise_pool", {"layout": NCHW, "height": 1, "width": 1}, "fp16_nhwc_aligned"),
-    ("depthwise", {}, "fp16_k3_nhwc_aligned"),
-    ("depthwise", {"kernel": 5}, "fp16_k5_nhwc_aligned"),
-    ("depthwise", {"precision": BF16}, "bf16_k3_nhwc_aligned"),
-    ("depthwise", {"precision": TF32}, "fp32_k3_nhwc_aligned"),  # no matrix product, no TF32
-    ("depthwise", {"precision": FP32, "kernel": 5}, "fp32_k5_nhwc_aligned"),
-    ("depthwise", {"weight": WEIGHT + 2}, "fp16_k3_nhwc_aligned"),
+    ("depthwise", {}, "fp16_k3_(nhwc_aligned|s1_rows)"),
+    ("depthwise", {"kernel": 5}, "fp16_k5_(nhwc_aligned|s1_rows)"),
+    ("depthwise", {"precision": BF16}, "bf16_k3_(nhwc_aligned|s1_rows)"),
+    ("depthwise", {"precision": TF32}, "fp32_k3_(nhwc_aligned|s1_rows)"),  # no matrix product, no TF32
+    ("depthwise", {"precision": FP32, "kernel": 5}, "fp32_k5_(nhwc_aligned|s1_rows)"),
+    ("depthwise", {"weight": WEIGHT + 2}, "fp16_k3_(nhwc_aligned|s1_rows)"),
     ("depthwise", {"x": X + 8}, "fp16_k3_nhwc_generic"),
     ("depthwise", {"out": OUT + 8}, "fp16_k3_nhwc_generic"),
     ("depthwise", {"channels": 12}, "fp16_k3_nhwc_generic"),
@@ -126,15 +127,15 @@ def chosen(stub):
     return stub.run(*[launch(op, **changes) for op, changes, _ in CHOICES]).assert_ok()
 
 
-@pytest.mark.parametrize("index", range(len(CHOICES)), ids=[f"{op}-{expected}-{i}" for i, (op, _, expected) in enumerate(CHOICES)])
+@pytest.mark.parametrize("index", range(len(CHOICES)), ids=[f"{i}-{op}-{expected}" for i, (op, _, expected) in enumerate(CHOICES)])
 def test_variant_and_grid(chosen, index):
     op, changes, expected = CHOICES[index]
     made = chosen.launches[index]
     image, p = made["image"], PROBLEMS[op] | changes
     name, _, tile = image["variant"].rpartition("_")
-    assert (image["op"], name) == (op, expected)
+    assert image["op"] == op and re.fullmatch(expected, name)
 
-    rows, columns = map(int, tile.split("x")[:2])
+    rows, columns = map(int, tile.split("x")[-2:] if op == "depthwise" else tile.split("x")[:2])
     if op in ("pointwise", "pointwise_pool"):
         as_rows = p["layout"] == NHWC or p["height"] * p["width"] == 1
         images, pixels = (1, p["batch"] * p["height"] * p["width"]) if as_rows else (p["batch"], p["height"] * p["width"])
@@ -147,6 +148,9 @@ def test_variant_and_grid(chosen, index):
         plane = ((p["height"] + 2 - kernel) // stride + 1) * ((p["width"] + 2 - kernel) // stride + 1)
         if op == "conv":
             tiles = p["batch"] * ceil(plane / rows) * ceil(p["out_channels"] / columns)
+        elif "_rows_" in image["variant"]:  # rows and columns of one image
+            out_height, out_width = (p["height"] + 2 - kernel) // stride + 1, (p["width"] + 2 - kernel) // stride + 1
+            tiles = p["batch"] * ceil(out_height / int(tile.split("x")[0])) * ceil(out_width / rows) * ceil(p["channels"] / columns)
         elif p["layout"] == NHWC:
             tiles = ceil(p["batch"] * plane / rows) * ceil(p["channels"] / columns)
         else:
@@ -174,9 +178,10 @@ def test_named_variant(stub, few_images):
     for op, variant in sorted(images):
         changes = {"variant": variant, "precision": ("fp16", "bf16", "tf32", "fp32").index(variant.split("_")[0])}
         if op != "linear":
-            changes["layout"] = NHWC if "_nhwc_" in variant else NCHW
+            changes["layout"] = NCHW if "_nchw_" in variant else NHWC
         if op == "depthwise":
             changes["kernel"] = 5 if "_k5_" in variant else 3
+            changes["stride_y"] = changes["stride_x"] = 2 if "_s2_" in variant else 1
         calls.append(launch(op, **changes))
     run = stub.run(*calls).assert_ok()
     assert [(made["image"]["op"], made["image"]["variant"]) for made in run.launches] == sorted(images)
@@ -231,7 +236,7 @@ def test_every_parameter(stub):
     run = stub.run(*[launch(op, **changes) for op, changes, _, _ in cases]).assert_ok()
     assert len(run.launches) == len(cases)
     for (op, _, numbers, tail), made in zip(cases, run.launches):
-        assert made["kernel"] == f"effnet_{op}"
+        assert made["kernel"].startswith(f"effnet_{op}") and made["image"]["op"] == op
         flags = numbers.get("flags", 0) | tail["flags"]
         # Two pointers that Triton appends to every kernel's parameters; ours use neither.
         assert made["parameters"] == {"x": X, "weight": WEIGHT, "out": OUT, **tail, **numbers, "flags": flags, "trailing": [0, 0]}
