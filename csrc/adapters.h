@@ -47,6 +47,9 @@ struct Adapters {
   static Tensor pointwise_bn_relu6(T x, T w, T g, T b, T m, T v, double eps) {
     return Backend::pointwise("pointwise_bn_relu6", x, w, batch_norm(g, b, m, v, eps, Activation::relu6));
   }
+  static Tensor pointwise_bn_relu_pool(T x, T w, T g, T b, T m, T v, double eps) {
+    return Backend::pointwise_pool("pointwise_bn_relu_pool", x, w, batch_norm(g, b, m, v, eps, Activation::relu));
+  }
   static Tensor depthwise_bn_relu6(T x, T w, T g, T b, T m, T v, double eps, Ints stride, Ints padding) {
     return Backend::depthwise("depthwise_bn_relu6", x, w, batch_norm(g, b, m, v, eps, Activation::relu6), window("depthwise_bn_relu6", stride, padding));
   }
@@ -76,6 +79,7 @@ struct Adapters {
     m.impl("pointwise_bn", TORCH_BOX(&pointwise_bn));
     m.impl("pointwise_bn_relu", TORCH_BOX(&pointwise_bn_relu));
     m.impl("pointwise_bn_relu6", TORCH_BOX(&pointwise_bn_relu6));
+    m.impl("pointwise_bn_relu_pool", TORCH_BOX(&pointwise_bn_relu_pool));
     m.impl("depthwise_bn_relu6", TORCH_BOX(&depthwise_bn_relu6));
     m.impl("conv_bn_relu", TORCH_BOX(&conv_bn_relu));
     m.impl("linear_bias", TORCH_BOX(&linear_bias));

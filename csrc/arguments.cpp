@@ -163,6 +163,8 @@ ConvShape check_convolution(const char* op, const Tensor& tensor, const Meta& x,
     check_indexable(op, "x", {s.batch, s.in_channels, s.height, s.width});
     check_indexable(op, "weight", {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width});
     check_indexable(op, "the output", {s.batch, s.out_channels, pooled ? 1 : s.out_height, pooled ? 1 : s.out_width});
+    check_indexable(op, "the padded height of x", {padded_height});
+    check_indexable(op, "the padded width of x", {padded_width});
   }
 
   if (is_contiguous(tensor))

@@ -59,18 +59,26 @@ class TileTable {
     throw Error(Failure::invalid_argument, std::string("effnet::") + op + ": variant must be one that fits (" + fitting + "), got '" + name + "'");
   }
 
-  // The tile that should finish first: whole waves of tiles over the GPU, each as long as its area plus a fixed latency.
-  const Tile& choose(int key, int64_t rows, int64_t columns, int64_t images, int multiprocessors) const {
+  // The tile that should finish first: whole waves of blocks over the GPU, each as long as its work plus a fixed latency.
+  // `blocks(tile)` is how many blocks the problem takes, 0 where the variant does not fit; `work(tile)` is a block's.
+  template <class Blocks, class Work>
+  const Tile& choose(int key, int multiprocessors, Blocks blocks, Work work) const {
     constexpr int64_t kLatency = 2048;  // elements of a tile that cost as much as starting one
     const Tile* best = nullptr;
     int64_t best_cost = std::numeric_limits<int64_t>::max();
     for (const Tile& tile : tiles_.at(key)) {
-      const int64_t count = images * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns);
-      const int64_t cost = ceil_div(count, multiprocessors) * (int64_t{tile.rows} * tile.columns + kLatency);
-      if (cost < best_cost) best = &tile, best_cost = cost;
+      const int64_t count = blocks(tile);
+      const int64_t cost = ceil_div(count, multiprocessors) * (work(tile) + kLatency);
+      if (count > 0 && cost < best_cost) best = &tile, best_cost = cost;
     }
     if (!best) throw Error(Failure::no_image, std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
     return *best;
+  }
+
+  // For an output that is so many images of rows by columns, and work that grows with the tile's area.
+  const Tile& choose(int key, int64_t rows, int64_t columns, int64_t images, int multiprocessors) const {
+    return choose(key, multiprocessors, [&](const Tile& t) { return images * ceil_div(rows, t.rows) * ceil_div(columns, t.columns); },
+                  [](const Tile& t) { return int64_t{t.rows} * t.columns; });
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "adapters.h"
@@ -81,6 +82,13 @@ Tensor dense(const Tensor& x, bool channels_last) {
   return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+// The kernels count in 32 bits. Dense tensors were checked; a small view into a huge tensor is copied out of it.
+bool reachable(const Tensor& t) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) last += std::max<int64_t>(t.size(d) - 1, 0) * t.stride(d);
+  return last <= INT32_MAX && std::all_of(t.strides().begin(), t.strides().end(), [](int64_t s) { return s <= INT32_MAX; });
+}
+
 Tensor dense(const Tensor& t) { return is_contiguous(t) ? t : torch::stable::contiguous(t); }
 
 struct Cuda {
@@ -135,13 +143,14 @@ struct Cuda {
     Tensor out = empty_image(x, s, channels_last);
     if (s.out_numel() == 0) return out;
 
+    const Tensor input = reachable(x) ? x : dense(x), filters = reachable(weight) ? weight : dense(weight);
     Vectors vectors;
     const Tail tail = tail_of(epilogue, x, vectors);
-    launch_conv({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = channels_last, .x = x.const_data_ptr(),
-                 .weight = weight.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .in_channels = s.in_channels, .height = s.height,
+    launch_conv({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = channels_last, .x = input.const_data_ptr(),
+                 .weight = filters.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .in_channels = s.in_channels, .height = s.height,
                  .width = s.width, .out_channels = s.out_channels, .out_height = s.out_height, .out_width = s.out_width, .kernel_y = s.kernel_height,
                  .kernel_x = s.kernel_width, .stride_y = window.stride[0], .stride_x = window.stride[1], .left = window.padding[0], .top = window.padding[2],
-                 .x_strides = x.strides().data(), .weight_strides = weight.strides().data(), .tail = tail}, place_of(x));
+                 .x_strides = input.strides().data(), .weight_strides = filters.strides().data(), .tail = tail}, place_of(x));
     return out;
   }
 

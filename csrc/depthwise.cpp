@@ -13,19 +13,40 @@ const TileTable& table() {
   return t;
 }
 
+// How many blocks a variant takes. The walking ones (attribute "rows" above 1) take a strip of one image's rows and do it
+// for one stride; the flat ones see nothing but pixels.
+int64_t blocks(const DepthwiseProblem& p, const Tile& tile) {
+  const Variant& v = *tile.variant;
+  const int64_t walk = v["rows"];
+  if (walk > 1) {
+    if (v["stride"] != p.stride_y || v["stride"] != p.stride_x) return 0;
+    return p.batch * ceil_div(p.out_height, walk) * ceil_div(p.out_width, tile.rows) * ceil_div(p.channels, tile.columns);
+  }
+  const int64_t plane = p.out_height * p.out_width;
+  return p.channels_last ? ceil_div(p.batch * plane, tile.rows) * ceil_div(p.channels, tile.columns)
+                         : ceil_div(plane, tile.rows) * ceil_div(p.batch * p.channels, tile.columns);
+}
+
+// In loads, relative to one a pixel: a flat tile reads every output's neighbours, a walking one every input row once.
+int64_t work(const Tile& tile) {
+  const Variant& v = *tile.variant;
+  const int64_t walk = v["rows"], kernel = v["kernel"];
+  const int64_t rows_read = walk > 1 ? (walk - 1) * v["stride"] + kernel : kernel;
+  return rows_read * kernel * tile.rows * tile.columns / 9;
+}
+
 }  // namespace
 
 void launch_depthwise(const DepthwiseProblem& p, Place place) {
   // No tensor cores here: TF32 and float32 are the same kernel.
   const Precision precision = p.precision == Precision::tf32 ? Precision::fp32 : p.precision;
   const bool is_aligned = p.channels_last && aligned({p.x, p.out}, {p.channels});
-  const int64_t plane = p.out_height * p.out_width;
-  const int64_t pixels = p.channels_last ? p.batch * plane : plane, channels = p.channels_last ? p.channels : p.batch * p.channels;
   const int fitting = key(precision, p.channels_last, is_aligned, p.kernel);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(precision, p.channels_last, false, p.kernel))
-                               : table().choose(fitting, pixels, channels, 1, device_info(place.device).multiprocessors);
+                               : table().choose(fitting, device_info(place.device).multiprocessors, [&](const Tile& t) { return blocks(p, t); }, work);
 
-  const int64_t grid = ceil_div(pixels, tile.rows) * ceil_div(channels, tile.columns);
+  const int64_t grid = blocks(p, tile);
+  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have stride (" + std::to_string(p.stride_y) + ", " + std::to_string(p.stride_x) + ")");
   const auto& [p0, p1, p2, p3] = p.tail.vectors;
   launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.out,
          int32_t(p.batch), int32_t(p.channels), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width),

@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY(effnet, m) {
   m.def("pointwise_bn(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, Tensor? residual=None) -> Tensor");
   m.def("pointwise_bn_relu(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05) -> Tensor");
   m.def("pointwise_bn_relu6(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05) -> Tensor");
+  m.def("pointwise_bn_relu_pool(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05) -> Tensor");
   m.def("depthwise_bn_relu6(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, int[2] stride=1, int[4] padding=1) -> Tensor");
   m.def("conv_bn_relu(Tensor x, Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, int[2] stride=2, int[4] padding=1) -> Tensor");
   m.def("linear_bias(Tensor x, Tensor weight, Tensor bias) -> Tensor");

@@ -151,8 +151,7 @@ class ModelNew(FoldedModule):
         x = ops.conv_bn_relu(x, self.conv1.weight, *statistics(self.bn1), *window(self.conv1))
         for block in self.blocks:
             x = block.forward_batch_norm(x)
-        x = ops.pointwise_bn_relu(x, self.conv2.weight, *statistics(self.bn2))
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        x = ops.pointwise_bn_relu_pool(x, self.conv2.weight, *statistics(self.bn2))
         return ops.linear_bias(x, self.fc_weight, self.fc_bias)
 
     def fold(self, dtype=None):

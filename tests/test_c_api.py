@@ -6,12 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import stub_cuda
+import torch
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
 from test_launcher import BIAS, MEAN, OUT, PROBLEMS, RESIDUAL, SCALE, VAR, X, launch
+
+import effnet_aot
 
 pytestmark = pytest.mark.xdist_group("stub_cuda")
 
@@ -178,7 +182,8 @@ def test_device_image_needs_a_buffer(stub):
 def example(tmp_path_factory):
     folder = tmp_path_factory.mktemp("example") / "c"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("pointwise"))
-    subprocess.run(["make", "-s", "-C", folder, f"PYTHON={sys.executable}", f"CC={CC}", "CFLAGS=-O2 -Wall -Wextra -Werror"], check=True)
+    folders = [f"EFFNET={Path(effnet_aot.__file__).parent}", f"TORCH={Path(torch.__file__).parent}"]  # also where nothing is installed
+    subprocess.run(["make", "-s", "-C", folder, f"PYTHON={sys.executable}", f"CC={CC}", *folders, "CFLAGS=-O2 -Wall -Wextra -Werror"], check=True)
     return folder / "pointwise"
 
 

@@ -134,7 +134,7 @@ def test_words_of_the_fake_kernels(case, changes, expected):
 
 
 def test_table_covers_every_op():
-    assert {case.op for case, _, _ in TABLE} | {"pointwise_bn_relu"} == set(OPS)
+    assert {case.op for case, _, _ in TABLE} | {"pointwise_bn_relu", "pointwise_bn_relu_pool"} == set(OPS)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -177,6 +177,7 @@ TOO_LARGE = [
     (PW, {"x": (1, 2**16, 1, 1), "weight": (2**15, 2**16), "bias": (2**15,)}, f"weight {LIMIT}, got 2147483648"),
     (DW, {"x": (1, 8, 2**14, 2**14)}, f"x {LIMIT}, got 2147483648"),
     (CONV, {"x": (1, 3, 1, 1), "padding": [2**31 - 1] * 4, "stride": [1, 1]}, f"the output {LIMIT}, got 9223372036854775807"),
+    (CONV, {"x": (1, 3, 1, 1), "padding": [1, 1, 2**31 - 1, 1], "stride": [2**20, 1]}, f"the padded height of x {LIMIT}, got 2147483649"),
     (LINEAR, {"x": (2**28, 8)}, f"x {LIMIT}, got 2147483648"),
     (LINEAR, {"x": (2**26, 8), "weight": (32, 8), "bias": (32,)}, f"the output {LIMIT}, got 2147483648"),
 ]

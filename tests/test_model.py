@@ -614,7 +614,7 @@ def test_export(device, strict):
         targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
         assert {target for target in targets if target.startswith("effnet.")} == {
             "effnet.conv_bn_relu.default", "effnet.depthwise_bn_relu6.default", "effnet.pointwise_bn_relu6.default",
-            "effnet.pointwise_bn.default", "effnet.pointwise_bn_relu.default", "effnet.linear_bias.default",
+            "effnet.pointwise_bn.default", "effnet.pointwise_bn_relu_pool.default", "effnet.linear_bias.default",
         }  # fmt: skip
         assert not any("conv2d" in target or "batch_norm" in target for target in targets)
         for size in (1, 7):

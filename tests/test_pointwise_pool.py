@@ -4,7 +4,7 @@ from op_cases import IMAGE_LAYOUTS, Case, cases, check_accuracy, check_special_v
 
 
 @pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
-@pytest.mark.parametrize("case", cases("pointwise_pool"), ids=str)
+@pytest.mark.parametrize("case", cases("pointwise_bn_relu_pool", "pointwise_pool"), ids=str)
 def test_accuracy(case, layout, device, dtype):
     check_accuracy(case, device, dtype, layout)
 

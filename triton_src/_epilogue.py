@@ -27,22 +27,47 @@ def load_vector(pointer, offsets, mask, flags):
 
 @triton.jit
 def load_affine(p0, p1, p2, p3, channels, mask, eps, flags):
-    """(center, scale, shift) with y = (accumulator - center) * scale + shift.
+    """(center, scale, rest, shift) with y = (accumulator - center) * (scale + rest) + shift.
 
     The mean is subtracted before scaling, as PyTorch does: folding it into the shift would lose digits where the mean
-    is large against the deviation.
+    is large against the deviation. `rest` is what the root and the division lost to rounding, which would be the same
+    for all pixels of a channel and survive their average.
     """
     center = tl.zeros_like(channels).to(tl.float32)
     scale = center + 1.0
+    rest = center
     shift = center
     if (flags & HAS_BATCH_NORM) != 0:
         center = load_vector(p2, channels, mask, flags)
-        variance = load_vector(p3, channels, mask, flags)
-        scale = load_vector(p0, channels, mask, flags) / tl.sqrt_rn(variance + eps)
+        variance = load_vector(p3, channels, mask, flags) + eps
+        weight = load_vector(p0, channels, mask, flags)
         shift = load_vector(p1, channels, mask, flags)
+        deviation = tl.sqrt_rn(variance)
+        scale = weight / deviation
+        root_excess = tl.fma(deviation, deviation, -variance)
+        division_rest = tl.fma(-scale, deviation, weight)
+        rest = (division_rest + 0.5 * scale * root_excess / deviation) / deviation
+        rest = tl.where(tl.abs(rest) < float("inf"), rest, 0.0)
     elif (flags & HAS_BIAS) != 0:
         shift = load_vector(p0, channels, mask, flags)
-    return center, scale, shift
+    return center, scale, rest, shift
+
+
+@triton.jit
+def apply_affine(accumulator, affine, AXIS: tl.constexpr, EXACT: tl.constexpr):
+    """The accumulator tile normalised; channels run along AXIS. EXACT where the output has float32's digits to lose."""
+    center, scale, rest, shift = affine
+    if AXIS == 0:
+        deviation = accumulator - center[:, None]
+        y = deviation * scale[:, None] + shift[:, None]
+        correction = deviation * rest[:, None]
+    else:
+        deviation = accumulator - center[None, :]
+        y = deviation * scale[None, :] + shift[None, :]
+        correction = deviation * rest[None, :]
+    if EXACT:
+        y += tl.where(tl.abs(correction) < float("inf"), correction, 0.0)  # infinity is scaled already
+    return y
 
 
 @triton.jit

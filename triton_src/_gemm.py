@@ -2,7 +2,7 @@
 
 Two things here are for accuracy alone. TF32: the tensor cores cut a float32 to ten bits of mantissa, so it is rounded
 first (half the error, and no bias). Float32: one running sum over all of the depth would collect the rounding errors of
-a thousand additions; two trips of the loop are summed for themselves and then added to the total.
+a thousand additions; each BLOCK_K is summed for itself and then added to the total.
 """
 
 import triton
@@ -19,6 +19,16 @@ def rounded(tile, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def accumulate(accumulator, a, b, depth, PRECISION: tl.constexpr):
+    if PRECISION == "ieee":
+        # The compiler turns dot + accumulator into one long sum again; a factor that it does not know to be 1 forbids that.
+        one = (depth > 0).to(tl.float32)
+        return tl.fma(tl.dot(a, b, input_precision=PRECISION), one, accumulator)
+    else:
+        return tl.dot(rounded(a, PRECISION), rounded(b, PRECISION), accumulator, input_precision=PRECISION)
+
+
+@triton.jit
 def accumulate_rows(x, weight, rows, columns, row_mask, column_mask, depth,
                     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
     """(BLOCK_M, BLOCK_N) tile of x @ weight^T; x (rows, depth) and weight (columns, depth), both row-major."""
@@ -26,16 +36,11 @@ def accumulate_rows(x, weight, rows, columns, row_mask, column_mask, depth,
     x_tile = x + rows[:, None] * depth + k[None, :]
     weight_tile = weight + columns[None, :] * depth + k[:, None]
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    TRIPS: tl.constexpr = 2 if PRECISION == "ieee" else 1
-    for first in range(0, depth, BLOCK_K * TRIPS):
-        part = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if PRECISION == "ieee" else accumulator
-        for trip in tl.static_range(TRIPS):
-            start = first + trip * BLOCK_K
-            inside = start + k < depth
-            a = tl.load(x_tile + start, mask=row_mask[:, None] & inside[None, :], other=0.0)
-            b = tl.load(weight_tile + start, mask=column_mask[None, :] & inside[:, None], other=0.0)
-            part = tl.dot(rounded(a, PRECISION), rounded(b, PRECISION), part, input_precision=PRECISION)
-        accumulator = accumulator + part if PRECISION == "ieee" else part
+    for start in range(0, depth, BLOCK_K):
+        inside = start + k < depth
+        a = tl.load(x_tile + start, mask=row_mask[:, None] & inside[None, :], other=0.0)
+        b = tl.load(weight_tile + start, mask=column_mask[None, :] & inside[:, None], other=0.0)
+        accumulator = accumulate(accumulator, a, b, depth, PRECISION)
     return accumulator
 
 
@@ -47,14 +52,9 @@ def accumulate_planes(x, weight, pixels, columns, pixel_mask, column_mask, plane
     weight_tile = weight + columns[:, None] * depth + k[None, :]
     x_tile = x + k[:, None] * plane + pixels[None, :]
     accumulator = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    TRIPS: tl.constexpr = 2 if PRECISION == "ieee" else 1
-    for first in range(0, depth, BLOCK_K * TRIPS):
-        part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32) if PRECISION == "ieee" else accumulator
-        for trip in tl.static_range(TRIPS):
-            start = first + trip * BLOCK_K
-            inside = start + k < depth
-            a = tl.load(weight_tile + start, mask=column_mask[:, None] & inside[None, :], other=0.0)
-            b = tl.load(x_tile + start * plane, mask=inside[:, None] & pixel_mask[None, :], other=0.0)
-            part = tl.dot(rounded(a, PRECISION), rounded(b, PRECISION), part, input_precision=PRECISION)
-        accumulator = accumulator + part if PRECISION == "ieee" else part
+    for start in range(0, depth, BLOCK_K):
+        inside = start + k < depth
+        a = tl.load(weight_tile + start, mask=column_mask[:, None] & inside[None, :], other=0.0)
+        b = tl.load(x_tile + start * plane, mask=inside[:, None] & pixel_mask[None, :], other=0.0)
+        accumulator = accumulate(accumulator, a, b, depth, PRECISION)
     return accumulator

@@ -9,7 +9,7 @@ A program owns one image's tile of pixels and a tile of output channels.
 import triton
 import triton.language as tl
 
-from ._epilogue import PARAMETERS, activate, load_affine
+from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
 
@@ -33,32 +33,33 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
     first_x = (p % out_width) * stride_x - left
     x += image * x_image
     taps = kernel_y * kernel_x
-    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    accumulator = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, in_channels * taps, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         in_k = k < in_channels * taps
         c = k // taps
         ky = (k % taps) // kernel_x
         kx = (k % taps) % kernel_x
-        y = first_y[:, None] + ky[None, :]
-        z = first_x[:, None] + kx[None, :]
-        inside = in_p[:, None] & in_k[None, :] & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        a = tl.load(x + y * x_row + z * x_column + (c * x_channel)[None, :], mask=inside, other=0.0)
-        taps_of = c * weight_in + ky * weight_row + kx * weight_column
-        b = tl.load(weight + o[None, :] * weight_out + taps_of[:, None], mask=in_k[:, None] & in_out[None, :], other=0.0)
+        weights = o[:, None] * weight_out + (c * weight_in + ky * weight_row + kx * weight_column)[None, :]
+        a = tl.load(weight + weights, mask=in_out[:, None] & in_k[None, :], other=0.0)
+        # Pixels last: the threads of a warp then read neighbours in a row of the picture, not taps all over it.
+        y = first_y[None, :] + ky[:, None]
+        z = first_x[None, :] + kx[:, None]
+        inside = in_k[:, None] & in_p[None, :] & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        b = tl.load(x + (c * x_channel)[:, None] + y * x_row + z * x_column, mask=inside, other=0.0)
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
-    center, scale, shift = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
-    y = activate((accumulator - center[None, :]) * scale[None, :] + shift[None, :], low, high)
-    mask = in_p[:, None] & in_out[None, :]
+    affine = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    y = activate(apply_affine(accumulator, affine, 0, out.dtype.element_ty == tl.float32), low, high)
+    mask = in_out[:, None] & in_p[None, :]
     if CHANNELS_LAST:
-        where = (image * plane + p)[:, None] * out_channels + o[None, :]
+        where = (image * plane + p)[None, :] * out_channels + o[:, None]
     else:
-        where = (image * out_channels + o)[None, :] * plane + p[:, None]
+        where = (image * out_channels + o)[:, None] * plane + p[None, :]
     tl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
 
 
 # BLOCK_M, BLOCK_N, BLOCK_K, warps
-TILES = {"fp16": (64, 32, 32, 4), "tf32": (64, 32, 32, 4), "fp32": (64, 32, 32, 4)}
+TILES = {"fp16": (64, 32, 32, 4), "tf32": (64, 32, 32, 4), "fp32": (32, 32, 32, 4)}
 
 
 def variants():

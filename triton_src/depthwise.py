@@ -1,14 +1,16 @@
 """Depthwise convolution, kernel 3 or 5: out[y, x, c] = activation(affine(sum_k x[y*s + ky - top, x*s + kx - left, c] w[c, ky, kx])).
 
-Nothing but memory traffic: each output reads k*k neighbours, which the L1 cache holds. channels_last: a tile of pixels
-(of the whole batch) by channels, vector loads along the channels. NCHW: a tile of planes by pixels of a plane.
-Stride and padding are run-time numbers; the arithmetic is float32 in every precision.
+Two ways to do it. `effnet_depthwise` computes a flat tile, every output from its k*k neighbours, which the L1 cache
+holds: channels_last by pixels (of the whole batch) and channels, NCHW by planes and pixels of a plane; any stride.
+`effnet_depthwise_rows` (channels_last, the same stride in both directions) walks down an image: it loads an input row
+once for all the output rows that it touches, k loads an input row instead of k*k an output row.
+Padding is a run-time number; the arithmetic is float32 in every precision. A tap outside the image counts as 0 * w.
 """
 
 import triton
 import triton.language as tl
 
-from ._epilogue import PARAMETERS, activate, load_affine
+from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._variant import PRECISION_CODES, Variant
 
 
@@ -42,6 +44,8 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
     first_x = (p_in_plane % out_width) * stride_x - left
     # Only the columns are unrolled: with all taps of a 5x5 kernel in flight the registers do not suffice.
     for ky in tl.range(KERNEL, loop_unroll_factor=1):
+        # A row's taps are summed for themselves: shorter sums lose fewer digits.
+        row = tl.zeros_like(accumulator)
         for kx in tl.static_range(KERNEL):
             y = first_y + ky
             z = first_x + kx
@@ -50,37 +54,94 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
             if CHANNELS_LAST:
                 neighbour = ((image * height + y) * width + z)[:, None] * channels + c[None, :]
                 value = tl.load(x + neighbour, mask=inside[:, None] & in_c[None, :], other=0.0).to(tl.float32)
-                # Outside the image the tap is absent, not 0 * w: an infinite weight must not make a NaN there.
-                accumulator += tl.where(inside[:, None], value * w[None, :], 0.0)
+                row += value * w[None, :]
             else:
                 neighbour = planes[:, None] * (height * width) + (y * width + z)[None, :]
                 value = tl.load(x + neighbour, mask=in_c[:, None] & inside[None, :], other=0.0).to(tl.float32)
-                accumulator += tl.where(inside[None, :], value * w[:, None], 0.0)
-    center, scale, shift = load_affine(p0, p1, p2, p3, c, in_c, eps, flags)
+                row += value * w[:, None]
+        accumulator += row
+    affine = load_affine(p0, p1, p2, p3, c, in_c, eps, flags)
     if CHANNELS_LAST:
-        y = (accumulator - center[None, :]) * scale[None, :] + shift[None, :]
+        y = apply_affine(accumulator, affine, 1, out.dtype.element_ty == tl.float32)
     else:
-        y = (accumulator - center[:, None]) * scale[:, None] + shift[:, None]
+        y = apply_affine(accumulator, affine, 0, out.dtype.element_ty == tl.float32)
     tl.store(out + where, activate(y, low, high).to(out.dtype.element_ty), mask=mask)
 
 
-# BLOCK_P, BLOCK_C
-TILES = {("nhwc", True): (32, 32), ("nhwc", False): (32, 32), ("nchw", False): (128, 4)}
+@triton.jit
+def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
+                          stride_y, stride_x, left, top, eps, low, high, flags,
+                          KERNEL: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    channel_tiles = tl.cdiv(channels, BLOCK_C)
+    column_tiles = tl.cdiv(out_width, BLOCK_P)
+    row_tiles = tl.cdiv(out_height, ROWS)
+    tile = tl.program_id(0) // channel_tiles
+    c = (tl.program_id(0) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    column = (tile % column_tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    first_row = (tile // column_tiles % row_tiles) * ROWS
+    image = tile // (column_tiles * row_tiles)
+    in_c = c < channels
+    taps = ()
+    for k in tl.static_range(KERNEL * KERNEL):
+        taps = taps + (tl.load(weight + c * (KERNEL * KERNEL) + k, mask=in_c, other=0.0).to(tl.float32),)
+    sums = ()
+    for r in tl.static_range(ROWS):
+        sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
+    for i in tl.static_range((ROWS - 1) * STRIDE + KERNEL):
+        y = first_row * STRIDE - top + i
+        for kx in tl.static_range(KERNEL):
+            z = column * STRIDE - left + kx
+            inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            neighbour = ((image * height + y) * width + z)[:, None] * channels + c[None, :]
+            value = tl.load(x + neighbour, mask=inside[:, None] & in_c[None, :], other=0.0).to(tl.float32)
+            added = ()
+            for r in tl.static_range(ROWS):
+                if (i >= r * STRIDE) and (i < r * STRIDE + KERNEL):
+                    added = added + (sums[r] + value * taps[(i - r * STRIDE) * KERNEL + kx][None, :],)
+                else:
+                    added = added + (sums[r],)
+            sums = added
+    affine = load_affine(p0, p1, p2, p3, c, in_c, eps, flags)
+    for r in tl.static_range(ROWS):
+        y = activate(apply_affine(sums[r], affine, 1, out.dtype.element_ty == tl.float32), low, high)
+        where = ((image * out_height + first_row + r) * out_width + column)[:, None] * channels + c[None, :]
+        mask = ((column < out_width) & (first_row + r < out_height))[:, None] & in_c[None, :]
+        tl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
+
+
+# BLOCK_P, BLOCK_C of the flat kernel
+FLAT = {("nhwc", True): (32, 32), ("nhwc", False): (32, 32), ("nchw", False): (64, 2)}
+# (stride, ROWS), BLOCK_P, BLOCK_C, warps of the walking one, by bytes of an element: as many rows as the registers hold.
+# A 5x5 kernel's 25 taps leave no room for a second row.
+WALKING = {2: [(1, 4, 32, 32, 4), (1, 4, 8, 64, 2), (2, 2, 32, 32, 4), (2, 2, 8, 64, 2)], 4: [(1, 2, 32, 32, 4)]}
 
 
 def variants():
-    for precision, dtype in (("fp16", "fp16"), ("bf16", "bf16"), ("fp32", "fp32")):
-        for (layout, aligned), (block_p, block_c) in TILES.items():
-            for kernel in (3, 5):
+    parameters = ("x", "weight", "p0", "p1", "p2", "p3", "out")
+    numbers = ("batch", "channels", "height", "width", "out_height", "out_width", "stride_y", "stride_x", "left", "top")
+    for precision in ("fp16", "bf16", "fp32"):
+        signature = {**{q: f"*{precision}" for q in parameters}, **{q: "i32" for q in numbers}, **PARAMETERS}
+        for kernel in (3, 5):
+            for (layout, aligned), (block_p, block_c) in FLAT.items():
                 yield Variant(
                     op="depthwise",
                     name=f"{precision}_k{kernel}_{layout}_{'aligned' if aligned else 'generic'}_{block_p}x{block_c}",
                     kernel=effnet_depthwise,
-                    parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
-                                **{q: "i32" for q in ("batch", "channels", "height", "width", "out_height", "out_width",
-                                                      "stride_y", "stride_x", "left", "top")}, **PARAMETERS},
+                    parameters=signature,
                     constants={"CHANNELS_LAST": layout == "nhwc", "KERNEL": kernel, "BLOCK_P": block_p, "BLOCK_C": block_c},
                     attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
-                                "kernel": kernel, "block_p": block_p, "block_c": block_c},
+                                "kernel": kernel, "stride": 0, "rows": 1, "block_p": block_p, "block_c": block_c},
                     divisible={"x": 16, "out": 16, "channels": 8} if aligned else {},
                 )
+        for stride, rows, block_p, block_c, warps in WALKING[4 if precision == "fp32" else 2]:
+            yield Variant(
+                op="depthwise",
+                name=f"{precision}_k3_s{stride}_rows_{rows}x{block_p}x{block_c}",
+                kernel=effnet_depthwise_rows,
+                parameters=signature,
+                constants={"KERNEL": 3, "STRIDE": stride, "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c},
+                attributes={"precision": PRECISION_CODES[precision], "channels_last": 1, "aligned": 1,
+                            "kernel": 3, "stride": stride, "rows": rows, "block_p": block_p, "block_c": block_c},
+                divisible={"x": 16, "out": 16, "channels": 8},
+                num_warps=warps,
+            )

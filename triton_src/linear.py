@@ -7,7 +7,7 @@ the reading of the weight) and deep in k (few trips round the loop's latency).
 import triton
 import triton.language as tl
 
-from ._epilogue import PARAMETERS, activate, load_affine
+from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_rows
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
@@ -20,9 +20,9 @@ def effnet_linear(x, weight, p0, p1, p2, p3, out, rows, out_features, in_feature
     n = (tl.program_id(0) % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_m = m < rows
     in_n = n < out_features
-    center, scale, shift = load_affine(p0, p1, p2, p3, n, in_n, eps, flags)
+    affine = load_affine(p0, p1, p2, p3, n, in_n, eps, flags)
     y = accumulate_rows(x, weight, m, n, in_m, in_n, in_features, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
-    y = activate((y - center[None, :]) * scale[None, :] + shift[None, :], low, high)
+    y = activate(apply_affine(y, affine, 1, out.dtype.element_ty == tl.float32), low, high)
     tl.store(out + m[:, None] * out_features + n[None, :], y.to(out.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
 
@@ -30,10 +30,10 @@ def effnet_linear(x, weight, p0, p1, p2, p3, out, rows, out_features, in_feature
 TILES = {
     ("fp16", True): [(16, 16, 256, 4, 3), (64, 64, 64, 4, 3)],
     ("fp16", False): [(32, 32, 64, 4, 2)],
-    ("tf32", True): [(16, 16, 64, 4, 3), (64, 64, 32, 4, 3)],
+    ("tf32", True): [(16, 16, 128, 4, 3), (64, 64, 32, 4, 3)],
     ("tf32", False): [(32, 32, 32, 4, 2)],
-    ("fp32", True): [(16, 16, 64, 4, 2), (64, 64, 16, 4, 2)],
-    ("fp32", False): [(32, 32, 32, 4, 2)],
+    ("fp32", True): [(16, 16, 16, 4, 3), (64, 64, 16, 8, 2)],
+    ("fp32", False): [(32, 32, 16, 4, 2)],
 }
 
 
@@ -41,15 +41,13 @@ def variants():
     for precision, (dtype, arithmetic) in PRECISIONS.items():
         for aligned in (True, False):
             for m, n, k, warps, stages in TILES["fp16" if precision == "bf16" else precision, aligned]:
-                # Small batches wait for the weight, not for arithmetic: there TF32 need not cost accuracy.
-                exact = precision == "tf32" and m == 16
                 yield Variant(
                     op="linear",
                     name=f"{precision}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
                     kernel=effnet_linear,
                     parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                                 "rows": "i32", "out_features": "i32", "in_features": "i32", **PARAMETERS},
-                    constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": "tf32x3" if exact else arithmetic},
+                    constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
                     attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n},
                     divisible={"x": 16, "weight": 16, "out": 16, "in_features": 8, "out_features": 8} if aligned else {},
                     num_warps=warps,

@@ -8,7 +8,7 @@ A program computes one tile of pixels by output channels; neighbouring programs 
 import triton
 import triton.language as tl
 
-from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, load_affine
+from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_planes, accumulate_rows
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
@@ -22,12 +22,12 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
     tile = tl.program_id(0) // channel_tiles
     o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_out = o < out_channels
-    center, scale, shift = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    affine = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
     if CHANNELS_LAST:
         p = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         in_p = p < pixels
         y = accumulate_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
-        y = (y - center[None, :]) * scale[None, :] + shift[None, :]
+        y = apply_affine(y, affine, 1, out.dtype.element_ty == tl.float32)
         where = p[:, None] * out_channels + o[None, :]
         mask = in_p[:, None] & in_out[None, :]
     else:
@@ -37,7 +37,7 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
         in_p = p < pixels
         y = accumulate_planes(x + image * in_channels * pixels, weight, p, o, in_p, in_out, pixels, in_channels,
                               BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
-        y = (y - center[:, None]) * scale[:, None] + shift[:, None]
+        y = apply_affine(y, affine, 0, out.dtype.element_ty == tl.float32)
         where = image * out_channels * pixels + o[:, None] * pixels + p[None, :]
         mask = in_out[:, None] & in_p[None, :]
     y += tl.load(residual + where, mask=mask & ((flags & HAS_RESIDUAL) != 0), other=0.0).to(tl.float32)
@@ -46,18 +46,18 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
 
 # BLOCK_M, BLOCK_N, BLOCK_K, warps, stages
 TILES = {
-    ("fp16", "nhwc", True): [(32, 32, 64, 4, 2), (64, 64, 32, 4, 3), (128, 64, 32, 4, 3)],
+    ("fp16", "nhwc", True): [(16, 32, 128, 4, 3), (32, 32, 64, 4, 2), (64, 64, 32, 4, 3), (128, 64, 32, 4, 3)],
     ("fp16", "nhwc", False): [(64, 64, 32, 4, 2)],
     ("fp16", "nchw", True): [(64, 64, 32, 4, 3)],
     ("fp16", "nchw", False): [(64, 64, 32, 4, 2)],
-    ("tf32", "nhwc", True): [(32, 32, 32, 4, 2), (64, 64, 32, 4, 3)],
-    ("tf32", "nhwc", False): [(64, 64, 32, 4, 2)],
+    ("tf32", "nhwc", True): [(16, 32, 64, 4, 3), (32, 32, 32, 4, 2), (64, 64, 32, 4, 3)],
+    ("tf32", "nhwc", False): [(64, 64, 32, 8, 2)],
     ("tf32", "nchw", True): [(64, 64, 32, 4, 2)],
     ("tf32", "nchw", False): [(64, 64, 32, 4, 2)],
-    ("fp32", "nhwc", True): [(32, 32, 32, 4, 2), (64, 64, 16, 4, 2)],
-    ("fp32", "nhwc", False): [(64, 64, 16, 4, 2)],
-    ("fp32", "nchw", True): [(64, 64, 16, 4, 2)],
-    ("fp32", "nchw", False): [(64, 64, 16, 4, 2)],
+    ("fp32", "nhwc", True): [(32, 32, 16, 4, 2), (64, 64, 16, 8, 2)],
+    ("fp32", "nhwc", False): [(64, 64, 16, 8, 2)],
+    ("fp32", "nchw", True): [(64, 64, 16, 8, 2)],
+    ("fp32", "nchw", False): [(64, 64, 16, 8, 2)],
 }
 
 

@@ -16,7 +16,7 @@ from .conv import conv, conv_bn_relu
 from .depthwise import depthwise, depthwise_bn_relu6
 from .linear import linear, linear_bias
 from .pointwise import pointwise, pointwise_bn, pointwise_bn_relu, pointwise_bn_relu6
-from .pointwise_pool import pointwise_pool
+from .pointwise_pool import pointwise_bn_relu_pool, pointwise_pool
 
 __all__ = [
     "conv",
@@ -29,5 +29,6 @@ __all__ = [
     "pointwise_bn",
     "pointwise_bn_relu",
     "pointwise_bn_relu6",
+    "pointwise_bn_relu_pool",
     "pointwise_pool",
 ]

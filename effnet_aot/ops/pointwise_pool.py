@@ -1,11 +1,24 @@
 """The head: pointwise convolution, activation and global average pool in one op."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .gradients import convolution_backward
 from .registration import call, register
-from .rules import Convolution, check_pointwise
+from .rules import BatchNorm, Convolution, check_pointwise
+
+
+def pointwise_bn_relu_pool(
+    x: Tensor, weight: Tensor, bn_weight: Tensor, bn_bias: Tensor, bn_mean: Tensor, bn_var: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """relu(batch_norm(conv2d(x, weight), bn_mean, bn_var, bn_weight, bn_bias, eps=eps)).mean((2, 3)), with running statistics.
+
+    x (N, C_in, H, W); weight (C_out, C_in, 1, 1) or (C_out, C_in); bn_* (C_out,). Returns (N, C_out). Dtypes, layouts
+    and errors: see effnet_aot.ops.
+    """
+    return call(torch.ops.effnet.pointwise_bn_relu_pool, x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps)
 
 
 def pointwise_pool(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -17,29 +30,39 @@ def pointwise_pool(x: Tensor, weight: Tensor, bias: Tensor | None = None, activa
     return call(torch.ops.effnet.pointwise_pool, x, weight, bias, activation)
 
 
-def _describe(x, weight, bias=None, activation="none"):
+def _batch_norm_call(x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps=1e-5):
+    return Convolution("pointwise_bn_relu_pool", x, weight, BatchNorm(bn_weight, bn_bias, bn_mean, bn_var, eps), activation="relu")
+
+
+def _folded_call(x, weight, bias=None, activation="none"):
     return Convolution("pointwise_pool", x, weight, bias=bias, activation=activation)
 
 
-def _fake(*args):
-    c = _describe(*args)
-    batch, out_channels, _, _ = check_pointwise(c, pooled=True)
-    return c.x.new_empty_strided((batch, out_channels), (out_channels, 1))
+def _unpooled(c: Convolution) -> Tensor:
+    if c.batch_norm:
+        return torch.ops.effnet.pointwise_bn_relu(c.x, c.weight, *c.batch_norm)
+    return torch.ops.effnet.pointwise(c.x, c.weight, c.bias, None, c.activation)
 
 
-def _setup_context(ctx, inputs, output):
-    c = _describe(*inputs)
-    ctx.save_for_backward(c.x, c.weight, c.bias)
-    ctx.activation = c.activation
+def _register(name: str, describe: Callable[..., Convolution]) -> None:
+    def fake(*args):
+        c = describe(*args)
+        batch, out_channels, _, _ = check_pointwise(c, pooled=True)
+        return c.x.new_empty_strided((batch, out_channels), (out_channels, 1))
+
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*(i if isinstance(i, Tensor) else None for i in inputs))
+        ctx.rest = [None if isinstance(i, Tensor) else i for i in inputs]
+
+    def backward(ctx, grad, wanted):
+        c = describe(*(rest if saved is None else saved for saved, rest in zip(ctx.saved_tensors, ctx.rest)))
+        batch, _, height, width = c.x.shape
+        grad = (grad / (height * width))[:, :, None, None].expand(batch, c.weight.shape[0], height, width)
+        # The pooled output does not tell which pixels the activation cut off.
+        return convolution_backward(c, grad, None if c.activation == "none" else _unpooled(c), wanted)
+
+    register(name, fake=fake, setup_context=setup_context, backward=backward)
 
 
-def _backward(ctx, grad, wanted):
-    x, weight, bias = ctx.saved_tensors
-    batch, _, height, width = x.shape
-    grad = (grad / (height * width))[:, :, None, None].expand(batch, weight.shape[0], height, width)
-    # The pooled output does not tell which pixels the activation cut off.
-    out = None if ctx.activation == "none" else torch.ops.effnet.pointwise(x, weight, bias, None, ctx.activation)
-    return convolution_backward(_describe(x, weight, bias, ctx.activation), grad, out, wanted)
-
-
-register("pointwise_pool", fake=_fake, setup_context=_setup_context, backward=_backward)
+_register("pointwise_bn_relu_pool", _batch_norm_call)
+_register("pointwise_pool", _folded_call)

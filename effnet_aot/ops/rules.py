@@ -137,6 +137,8 @@ def check_convolution(c: Convolution, pooled: bool = False) -> tuple[int, int, i
         check_indexable(op, "x", x.shape)
         check_indexable(op, "weight", c.weight.shape)
         check_indexable(op, "the output", out[:2] if pooled else out)
+        check_indexable(op, "the padded height of x", padded[:1])
+        check_indexable(op, "the padded width of x", padded[1:])
     return out
 
 
