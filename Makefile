@@ -3,18 +3,21 @@
 #   make run                        ten photographs through the network, on the GPU if there is one
 #   make test                       the whole test suite (GPU tests are skipped where there is no GPU)
 #   make gpu-test PYTHON=python3    GPU tests with the Python, torch and triton that are installed; no network, no .venv
-#   make clean                      removes what was built; the environment stays
+#   make wheel                      dist/*.whl with the kernels of every architecture, to install anywhere
+#   make matrix                     that wheel's tests under the oldest, the pinned and the newest torch (downloads both)
+#   make clean                      removes what was built; the environments stay
 
 PYTHON ?= python3
 VENV   ?= .venv
 # Any pip requirement at or above 2.10, and the triton that pairs with it (needed to build only).
 TORCH  ?= torch==2.13.0
 TRITON ?= triton==3.7.1
+MATRIX ?= torch==2.10.0 $(TORCH) torch
 PYTEST_ARGS ?=
 
-NATIVE = setup.py build_backend.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/include/effnet_aot/*.h triton_src/*.py effnet_aot/aot/*.py)
+NATIVE = setup.py build_backend.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/include/effnet_aot/*.h csrc/cmake/* triton_src/*.py effnet_aot/aot/*.py)
 
-.PHONY: run test gpu-test clean
+.PHONY: run test gpu-test wheel matrix clean FORCE
 
 run: $(VENV)/.package
 	$(VENV)/bin/python -m effnet_aot run
@@ -31,15 +34,31 @@ gpu-test:
 	  EFFNET_AOT_IMAGE=$$image $(PYTHON) -m pytest -m gpu --require-gpu $(PYTEST_ARGS) || status=1; \
 	done; exit $$status
 
+# auditwheel names the oldest glibc and C++ runtime that serve. libtorch is torch's to bring, not to be copied in.
+wheel: $(VENV)/.package
+	rm -rf build/wheel
+	EFFNET_AOT_ARCHS=all $(VENV)/bin/pip wheel --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude libtorch_cpu.so --exclude libeffnet_aot.so -w dist build/wheel/*.whl
+	@ls -l dist
+	@test -z "$$(find dist -name '*.whl' -size +25000k)" || { echo "make wheel: the wheel has more than 25 MB" >&2; exit 1; }
+
+matrix: wheel
+	$(VENV)/bin/python tools/matrix.py $(MATRIX)
+
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install '$(TORCH)' '$(TRITON)'
 	touch $@
 
-# Editable, so that only native sources need a second installation.
-$(VENV)/.package: $(VENV)/.torch $(NATIVE)
+# Editable, so that only native sources, or other architectures, need a second installation.
+$(VENV)/.package: $(VENV)/.torch $(NATIVE) build/archs
 	$(VENV)/bin/pip install -e '.[photos,test]'
 	touch $@
 
+# Changes when the variable does.
+build/archs: FORCE
+	@mkdir -p build; echo '$(EFFNET_AOT_ARCHS)' | cmp -s - $@ || echo '$(EFFNET_AOT_ARCHS)' > $@
+
 clean:
-	rm -rf build dist *.egg-info effnet_aot/lib effnet_aot/include effnet_aot/_C.*.so effnet_aot/manifest.json $(VENV)/.package
+	rm -rf dist *.egg-info effnet_aot/lib effnet_aot/include effnet_aot/share effnet_aot/_C.*.so effnet_aot/manifest.json $(VENV)/.package
+	[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name matrix -exec rm -rf {} +

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class BuildNative(build_ext):
-    """Builds both libraries with ninja, and puts them, the manifest and the public headers into the package."""
+    """Builds both libraries with ninja, and puts them, the manifest and what C++ programs need into the package."""
 
     def build_extensions(self):
         print(f"building against {folder_of('torch')} and {folder_of('triton')}", flush=True)
@@ -35,9 +35,15 @@ class BuildNative(build_ext):
         built = self.compile_sources(kernels)
         built["manifest.json"] = kernels.manifest
         built |= {f"include/{p.relative_to('csrc/include')}": p for p in Path("csrc/include").rglob("*.h")}
+        built |= {f"share/cmake/effnet_aot/{p.name}": p for p in self.cmake_package()}
         for name, path in built.items():
             self.install(path, Path(self.build_lib, "effnet_aot", name))
         self.installed = list(built)
+
+    def cmake_package(self):
+        version = Path(self.build_temp, "effnet_aotConfigVersion.cmake")
+        version.write_text(Path("csrc/cmake", version.name).read_text().replace("@VERSION@", self.distribution.get_version()))
+        return Path("csrc/cmake/effnet_aotConfig.cmake"), version
 
     def compile_kernels(self):
         # The driver is imported from its folder: importing effnet_aot would need the library that is being built.

@@ -38,6 +38,7 @@ PYBIND11_MODULE(_C, m) {
     entry["triton"] = info.triton;
     entry["ptxas"] = info.ptxas;
     entry["compiler"] = info.compiler;
+    entry["torch"] = info.torch;
     entry["torch_target"] = info.torch_target;
     return entry;
   }, "Versions of the tools that built the library, and the oldest torch that it runs with.");

@@ -17,7 +17,7 @@ std::vector<KernelInfo> kernels() {
   return all;
 }
 
-BuildInfo build_info() { return {kTritonVersion, kPtxasVersion, __VERSION__, "2.10"}; }
+BuildInfo build_info() { return {kTritonVersion, kPtxasVersion, __VERSION__, EFFNET_AOT_TORCH_VERSION, "2.10"}; }
 
 DeviceInfo device_image(int device) {
   const Device& info = device_info(device);

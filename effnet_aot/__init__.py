@@ -8,10 +8,13 @@ from .ops import pointwise_bn_relu6 as fused_pointwise_conv_bn_relu6
 
 __version__ = "0.1.0"
 
+# For CMake's find_package(effnet_aot CONFIG).
+cmake_prefix_path: str = __path__[0]
+
 # Resolved at first use, which keeps `import effnet_aot` cheap.
 _LAZY = {"FusedMBConvBlock": "model", "ModelNew": "model", "kernels": "_C", "build_info": "_C", "preload": "_C"}
 
-__all__ = ["FusedMBConvBlock", "ModelNew", "build_info", "fused_linear_bias", "fused_pointwise_conv_bn_relu6", "kernels", "ops", "preload"]
+__all__ = ["FusedMBConvBlock", "ModelNew", "build_info", "cmake_prefix_path", "fused_linear_bias", "fused_pointwise_conv_bn_relu6", "kernels", "ops", "preload"]
 
 
 def __getattr__(name: str):

@@ -12,6 +12,14 @@ error: Exception | None = None
 
 
 def explain(cause: Exception) -> NoReturn:
+    checkout = PATH.parents[2]
+    if not PATH.exists() and (checkout / "setup.py").exists():
+        # What `pip install .` installed lies elsewhere, but Python looks into its current folder first.
+        raise RuntimeError(
+            f"effnet_aot is not usable: {cause.__cause__ or cause}\n"
+            f"Python imported the sources in {checkout}, where nothing is built. After pip install . run it from another folder;\n"
+            f"or build in place, in that folder: pip install --no-build-isolation -e ."
+        ) from cause
     raise RuntimeError(
         f"effnet_aot is not usable: {cause.__cause__ or cause}\n"  # torch wraps what the loader said
         f"Its library {PATH} must be built for this machine and load with torch {torch.__version__} (torch >= 2.10 is needed).\n"

@@ -98,6 +98,20 @@ def test_library_needs_the_stable_abi_alone():
     assert dynamic_section(LIBRARY, "RPATH") == dynamic_section(LIBRARY, "RUNPATH") == []
 
 
+def test_torch_abi_audit():
+    """The tool's own judgement; it also knows since when torch has had each function that the library calls."""
+    pytest.importorskip("torch_abi_audit")
+    command = [sys.executable, "-m", "torch_abi_audit.cli", str(PACKAGE), "--json", "--check", "torch"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    libraries = {Path(entry["path"]).name: entry["torch"] for entry in report["extensions"] + report["bundled_libs"]}
+    module, library = libraries.pop(next(name for name in libraries if name.startswith("_C."))), libraries.pop("libeffnet_aot.so")
+    assert not module["uses_torch"] and not libraries
+    assert library["stable"] and library["unknown_shim_symbols"] == []
+    assert library["min_torch_version"] == f"{_C.build_info()['torch_target']}.0"
+
+
 def test_module_finds_the_library_beside_it():
     (module,) = PACKAGE.glob(f"_C.{sys.implementation.cache_tag}*.so")
     assert set(dynamic_section(module, "NEEDED")) <= RUNTIME | {"libeffnet_aot.so"}
@@ -182,9 +196,10 @@ def test_builds_in_two_folders_are_identical(tmp_path):
             assert (folder / "out" / name).read_bytes() == (tmp_path / "one" / "out" / name).read_bytes(), name
 
 
-def test_nothing_compiles_twice(tmp_path):
+def test_nothing_compiles_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", "")  # as good as unset
     source = kernel_sources(tmp_path / "cached_kernels", [64])
-    build = lambda: build_kernels(tmp_path / "out", tmp_path / "cache", "8.9", jobs=1, quiet=True, source_dir=source)  # noqa: E731
+    build = lambda: build_kernels(tmp_path / "out", tmp_path / "cache", "8.9", quiet=True, source_dir=source)  # noqa: E731
     first, written = build(), (tmp_path / "out" / "registry.cpp").stat().st_mtime_ns
     assert first.compiled == 1, "a cubin and the PTX of one capability come out of one compilation"
     assert build().compiled == 0

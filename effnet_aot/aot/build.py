@@ -49,7 +49,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     # A cubin and the PTX of the same capability come out of one compilation.
     wanted = {cached(v, t): (str(v), t.capability) for v in variants for t in targets}
     missing = [(name, capability, path) for path, (name, capability) in wanted.items() if not is_cached(path)]
-    compile_all(missing, source_dir, jobs or int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count(), quiet)
+    compile_all(missing, source_dir, jobs or int(os.environ.get("MAX_JOBS") or 0) or os.cpu_count(), quiet)
 
     images = []
     for variant in variants:

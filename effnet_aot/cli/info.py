@@ -1,5 +1,7 @@
 """Report versions, embedded kernels, GPUs and load errors, to paste into a bug report."""
 
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -17,7 +19,7 @@ ENVIRONMENT = ("EFFNET_AOT_", "CUDA_VISIBLE_DEVICES", "CUDA_MODULE_LOADING", "LD
 
 
 def add_arguments(parser):
-    pass
+    parser.add_argument("--verify", action="store_true", help="recompute the sha256 of every embedded image and compare it with the manifest")
 
 
 def run(arguments):
@@ -27,6 +29,8 @@ def run(arguments):
     report.line("torch", f"{torch.__version__}, {'CUDA ' + torch.version.cuda if torch.version.cuda else 'built without CUDA'}")
     report.line("triton", installed_version("triton") or "not installed (not needed to run)")
     usable = report.attempt("library", library) and report.attempt("built by", built_by) and report.attempt("embedded", embedded)
+    if arguments.verify:
+        report.attempt("verified", verified)
     report.line("driver", driver())
     for index in range(torch.cuda.device_count()):
         report.attempt(f"GPU {index}", lambda: gpu(index, usable))
@@ -68,7 +72,7 @@ def library():
 
 def built_by():
     info = effnet_aot.build_info()
-    return f"triton {info['triton']}, ptxas {info['ptxas']}, g++ {info['compiler']}; runs with torch >= {info['torch_target']}"
+    return f"triton {info['triton']}, ptxas {info['ptxas']}, g++ {info['compiler']}, torch {info['torch']}; runs with torch >= {info['torch_target']}"
 
 
 def embedded():
@@ -76,6 +80,21 @@ def embedded():
     if not kernels:
         raise RuntimeError("no kernel is embedded")
     return f"{len({(k['op'], k['variant']) for k in kernels})} kernels: " + ", ".join(f"{count} {name}" for name, count in sorted(counts(kernels).items()))
+
+
+def verified():
+    effnet_aot._library.require()
+    from effnet_aot import _C
+
+    expected = json.loads((effnet_aot._library.PATH.parents[1] / "manifest.json").read_text())["images"]
+    count = len(effnet_aot.kernels())
+    if count != len(expected):
+        raise RuntimeError(f"the library holds {count} images, the manifest lists {len(expected)}")
+    wrong = [image for index, image in enumerate(expected) if hashlib.sha256(_C.image(index)).hexdigest() != image["sha256"]]
+    if wrong:
+        names = ", ".join(f"{image['op']}/{image['variant']} for {image['arch']} ({image['kind']})" for image in wrong[:3])
+        raise RuntimeError(f"{len(wrong)} of {count} images are not what the manifest lists, among them {names}")
+    return f"the sha256 of all {count} images is that of the manifest"
 
 
 def gpu(index, usable):

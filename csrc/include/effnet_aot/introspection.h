@@ -19,7 +19,9 @@ struct KernelInfo {
 };
 
 struct BuildInfo {
-  std::string triton, ptxas, compiler, torch_target;
+  std::string triton, ptxas, compiler;
+  std::string torch;         // whose headers it was compiled with
+  std::string torch_target;  // the oldest that it runs with
 };
 
 // What serves a device: its name and capability, and "cubin sm_90", "ptx compute_89" or "none".

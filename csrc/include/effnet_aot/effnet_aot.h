@@ -1,0 +1,125 @@
+// The ops as functions on at::Tensor. Header-only: every call goes through torch's dispatcher, as torch.ops.effnet.* does,
+// so the tensors' device chooses the implementation and a program's torch may be any from 2.10 on.
+//
+//   at::Tensor y = effnet::pointwise(x, weight, bias, /*residual=*/std::nullopt, "relu6");
+//
+// What an op computes, and the defaults, are those of csrc/ops.cpp; padding is {left, right, top, bottom}. A bad argument
+// throws, with the text that Python shows. Gradients and autocast live in the Python package: call inside
+// c10::InferenceMode, or with tensors that need no gradient.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+
+#include "introspection.h"  // kernels(), build_info(), device_image(device), preload(device)
+
+namespace effnet {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Stride = std::array<int64_t, 2>;   // rows, columns
+using Padding = std::array<int64_t, 4>;  // left, right, top, bottom
+
+namespace detail {
+
+using T = const at::Tensor&;
+using O = const OptionalTensor&;
+using BatchNorm = at::Tensor(T, T, T, T, T, T, double);
+using BatchNormResidual = at::Tensor(T, T, T, T, T, T, double, O);
+using BatchNormWindow = at::Tensor(T, T, T, T, T, T, double, at::IntArrayRef, at::IntArrayRef);
+using Linear = at::Tensor(T, T, T);
+using Pointwise = at::Tensor(T, T, O, O, std::string_view);
+using Depthwise = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
+using Conv = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view, std::optional<at::MemoryFormat>);
+using PointwisePool = at::Tensor(T, T, O, std::string_view);
+using FoldedLinear = at::Tensor(T, T, O);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+}
+
+}  // namespace detail
+
+// Convolution and batch norm with running statistics.
+
+inline at::Tensor pointwise_bn(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bn_weight, const at::Tensor& bn_bias,
+                               const at::Tensor& bn_mean, const at::Tensor& bn_var, double eps = 1e-5, const OptionalTensor& residual = std::nullopt) {
+  static const auto op = detail::find<detail::BatchNormResidual>("effnet::pointwise_bn");
+  return op.call(x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps, residual);
+}
+
+inline at::Tensor pointwise_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bn_weight, const at::Tensor& bn_bias,
+                                    const at::Tensor& bn_mean, const at::Tensor& bn_var, double eps = 1e-5) {
+  static const auto op = detail::find<detail::BatchNorm>("effnet::pointwise_bn_relu");
+  return op.call(x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps);
+}
+
+inline at::Tensor pointwise_bn_relu6(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bn_weight, const at::Tensor& bn_bias,
+                                     const at::Tensor& bn_mean, const at::Tensor& bn_var, double eps = 1e-5) {
+  static const auto op = detail::find<detail::BatchNorm>("effnet::pointwise_bn_relu6");
+  return op.call(x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps);
+}
+
+// ... and the mean over each image: (batch, out_channels).
+inline at::Tensor pointwise_bn_relu_pool(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bn_weight, const at::Tensor& bn_bias,
+                                         const at::Tensor& bn_mean, const at::Tensor& bn_var, double eps = 1e-5) {
+  static const auto op = detail::find<detail::BatchNorm>("effnet::pointwise_bn_relu_pool");
+  return op.call(x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps);
+}
+
+inline at::Tensor depthwise_bn_relu6(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bn_weight, const at::Tensor& bn_bias,
+                                     const at::Tensor& bn_mean, const at::Tensor& bn_var, double eps = 1e-5, const Stride& stride = {1, 1},
+                                     const Padding& padding = {1, 1, 1, 1}) {
+  static const auto op = detail::find<detail::BatchNormWindow>("effnet::depthwise_bn_relu6");
+  return op.call(x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps, stride, padding);
+}
+
+inline at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bn_weight, const at::Tensor& bn_bias,
+                               const at::Tensor& bn_mean, const at::Tensor& bn_var, double eps = 1e-5, const Stride& stride = {2, 2},
+                               const Padding& padding = {1, 1, 1, 1}) {
+  static const auto op = detail::find<detail::BatchNormWindow>("effnet::conv_bn_relu");
+  return op.call(x, weight, bn_weight, bn_bias, bn_mean, bn_var, eps, stride, padding);
+}
+
+inline at::Tensor linear_bias(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  static const auto op = detail::find<detail::Linear>("effnet::linear_bias");
+  return op.call(x, weight, bias);
+}
+
+// The same with batch norm already folded into weight and bias. activation is "none", "relu" or "relu6".
+
+inline at::Tensor pointwise(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias = std::nullopt,
+                            const OptionalTensor& residual = std::nullopt, std::string_view activation = "none") {
+  static const auto op = detail::find<detail::Pointwise>("effnet::pointwise");
+  return op.call(x, weight, bias, residual, activation);
+}
+
+inline at::Tensor depthwise(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias = std::nullopt, const Stride& stride = {1, 1},
+                            const Padding& padding = {1, 1, 1, 1}, std::string_view activation = "none") {
+  static const auto op = detail::find<detail::Depthwise>("effnet::depthwise");
+  return op.call(x, weight, bias, stride, padding, activation);
+}
+
+// memory_format is the output's; std::nullopt: the input's.
+inline at::Tensor conv(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias = std::nullopt, const Stride& stride = {2, 2},
+                       const Padding& padding = {1, 1, 1, 1}, std::string_view activation = "none",
+                       std::optional<at::MemoryFormat> memory_format = std::nullopt) {
+  static const auto op = detail::find<detail::Conv>("effnet::conv");
+  return op.call(x, weight, bias, stride, padding, activation, memory_format);
+}
+
+inline at::Tensor pointwise_pool(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias = std::nullopt, std::string_view activation = "none") {
+  static const auto op = detail::find<detail::PointwisePool>("effnet::pointwise_pool");
+  return op.call(x, weight, bias, activation);
+}
+
+inline at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias = std::nullopt) {
+  static const auto op = detail::find<detail::FoldedLinear>("effnet::linear");
+  return op.call(x, weight, bias);
+}
+
+}  // namespace effnet
