@@ -1,6 +1,6 @@
 # A fresh machine needs Python >= 3.10 with its headers, g++ and make.
 #
-#   make run                        ten photographs through the network, on the GPU if there is one
+#   make run                        ten photographs through the network, and what three of them show, on the GPU if there is one
 #   make test                       the whole test suite (GPU tests are skipped where there is no GPU)
 #   make gpu-test PYTHON=python3    GPU tests with the Python, torch and triton that are installed; no network, no .venv
 #   make wheel                      dist/*.whl with the kernels of every architecture, to install anywhere
@@ -52,7 +52,7 @@ $(VENV)/.torch:
 
 # Editable, so that only native sources, or other architectures, need a second installation.
 $(VENV)/.package: $(VENV)/.torch $(NATIVE) build/archs
-	$(VENV)/bin/pip install -e '.[photos,test]'
+	$(VENV)/bin/pip install -e '.[photos,pretrained,test]'
 	touch $@
 
 # Changes when the variable does.
