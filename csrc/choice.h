@@ -1,6 +1,7 @@
 // How the ops choose among their variants.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -46,15 +47,16 @@ class TileTable {
       if (v.op == std::string_view(op)) tiles_.at(key(v)).push_back({&v, v[rows], v[columns]});
   }
 
-  // The tile of the variant that the caller named: one for this key, or the generic one, which serves aligned data too.
-  const Tile& named(const char* op, const char* name, int key, int generic_key) const {
+  // The tile of the variant that the caller named, among those of the keys that serve the problem (the best one's and
+  // those of more general ones).
+  const Tile& named(const char* op, const char* name, std::initializer_list<int> keys) const {
     std::string fitting;
-    for (int k : {key, generic_key}) {
-      for (const Tile& tile : tiles_.at(k)) {
+    for (auto k = keys.begin(); k != keys.end(); ++k) {
+      if (std::find(keys.begin(), k, *k) != k) continue;
+      for (const Tile& tile : tiles_.at(*k)) {
         if (tile.variant->name == std::string_view(name)) return tile;
         fitting += (fitting.empty() ? "" : ", ") + std::string(tile.variant->name);
       }
-      if (key == generic_key) break;
     }
     throw Error(Failure::invalid_argument, std::string("effnet::") + op + ": variant must be one that fits (" + fitting + "), got '" + name + "'");
   }

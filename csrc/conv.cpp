@@ -4,20 +4,24 @@
 namespace effnet {
 namespace {
 
-int key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
+int key(Precision precision, bool channels_last, bool is_aligned, bool is_3x3) {
+  return ((static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned) * 2 + is_3x3;
+}
 
 const TileTable& table() {
-  static const TileTable t("conv", kPrecisions * 4, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
+  static const TileTable t("conv", kPrecisions * 8, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"], v["kernel"] == 3); }, "block_m", "block_n");
   return t;
 }
 
 }  // namespace
 
 void launch_conv(const ConvProblem& p, Place place) {
-  const bool is_aligned = p.channels_last && aligned({p.out}, {p.out_channels});
+  // Kernels that are not 3x3 take the variants for any kernel, of which there are no aligned ones.
+  const bool is_3x3 = p.kernel_y == 3 && p.kernel_x == 3;
+  const bool is_aligned = is_3x3 && p.channels_last && aligned({p.out}, {p.out_channels});
   const int64_t pixels = p.out_height * p.out_width;
-  const int fitting = key(p.precision, p.channels_last, is_aligned);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(p.precision, p.channels_last, false))
+  const int fitting = key(p.precision, p.channels_last, is_aligned, is_3x3);
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, p.channels_last, false, is_3x3), key(p.precision, p.channels_last, false, false)})
                                : table().choose(fitting, pixels, p.out_channels, p.batch, device_info(place.device).multiprocessors);
 
   const int64_t grid = p.batch * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);

@@ -42,7 +42,7 @@ void launch_depthwise(const DepthwiseProblem& p, Place place) {
   const Precision precision = p.precision == Precision::tf32 ? Precision::fp32 : p.precision;
   const bool is_aligned = p.channels_last && aligned({p.x, p.out}, {p.channels});
   const int fitting = key(precision, p.channels_last, is_aligned, p.kernel);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(precision, p.channels_last, false, p.kernel))
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(precision, p.channels_last, false, p.kernel)})
                                : table().choose(fitting, device_info(place.device).multiprocessors, [&](const Tile& t) { return blocks(p, t); }, work);
 
   const int64_t grid = blocks(p, tile);

@@ -16,7 +16,7 @@ const TileTable& table() {
 void launch_linear(const LinearProblem& p, Place place) {
   const bool is_aligned = aligned({p.x, p.weight, p.out}, {p.in_features, p.out_features});
   const int fitting = key(p.precision, is_aligned);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(p.precision, false))
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, false)})
                                : table().choose(fitting, p.rows, p.out_features, 1, device_info(place.device).multiprocessors);
 
   const int64_t grid = ceil_div(p.rows, tile.rows) * ceil_div(p.out_features, tile.columns);

@@ -19,7 +19,7 @@ void launch_pointwise(const PointwiseProblem& p, Place place) {
   const int64_t pixels = rows ? p.batch * p.pixels : p.pixels, images = rows ? 1 : p.batch;
   const bool is_aligned = aligned({p.x, p.weight, p.out, p.tail.residual}, {p.in_channels, rows ? p.out_channels : p.pixels});
   const int fitting = key(p.precision, rows, is_aligned);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(p.precision, rows, false))
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, rows, false)})
                                : table().choose(fitting, pixels, p.out_channels, images, device_info(place.device).multiprocessors);
 
   const int64_t grid = images * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);

@@ -17,7 +17,7 @@ void launch_pointwise_pool(const PointwiseProblem& p, Place place) {
   const bool rows = p.channels_last || p.pixels == 1;
   const bool is_aligned = rows && aligned({p.x, p.weight}, {p.in_channels});
   const int fitting = key(p.precision, rows, is_aligned);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, fitting, key(p.precision, rows, false))
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, rows, false)})
                                : table().choose(fitting, 1, p.out_channels, p.batch, device_info(place.device).multiprocessors);
 
   const int64_t grid = p.batch * ceil_div(p.out_channels, tile.columns);

@@ -54,18 +54,22 @@ def load_affine(p0, p1, p2, p3, channels, mask, eps, flags):
 
 
 @triton.jit
+def along(vector, AXIS: tl.constexpr):
+    """The vector as a tile of one column (AXIS 0) or one row (AXIS 1), to be broadcast."""
+    if AXIS == 0:
+        return vector[:, None]
+    else:
+        return vector[None, :]
+
+
+@triton.jit
 def apply_affine(accumulator, affine, AXIS: tl.constexpr, EXACT: tl.constexpr):
     """The accumulator tile normalised; channels run along AXIS. EXACT where the output has float32's digits to lose."""
     center, scale, rest, shift = affine
-    if AXIS == 0:
-        deviation = accumulator - center[:, None]
-        y = deviation * scale[:, None] + shift[:, None]
-        correction = deviation * rest[:, None]
-    else:
-        deviation = accumulator - center[None, :]
-        y = deviation * scale[None, :] + shift[None, :]
-        correction = deviation * rest[None, :]
+    deviation = accumulator - along(center, AXIS)
+    y = tl.fma(deviation, tl.broadcast_to(along(scale, AXIS), deviation.shape), tl.broadcast_to(along(shift, AXIS), deviation.shape))
     if EXACT:
+        correction = deviation * along(rest, AXIS)
         y += tl.where(tl.abs(correction) < float("inf"), correction, 0.0)  # infinity is scaled already
     return y
 

@@ -18,7 +18,7 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
                 kernel_y, kernel_x, stride_y, stride_x, left, top,
                 x_image, x_channel, x_row, x_column, weight_out, weight_in, weight_row, weight_column,
                 eps, low, high, flags,
-                CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                 PRECISION: tl.constexpr):
     plane = out_height * out_width
     pixel_tiles = tl.cdiv(plane, BLOCK_M)
@@ -32,21 +32,24 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
     first_y = (p // out_width) * stride_y - top
     first_x = (p % out_width) * stride_x - left
     x += image * x_image
-    taps = kernel_y * kernel_x
+    # Known where it can be, so that the divisions below are multiplications.
+    row_taps = KERNEL if KERNEL > 0 else kernel_x
+    taps = KERNEL * KERNEL if KERNEL > 0 else kernel_y * kernel_x
     accumulator = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, in_channels * taps, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         in_k = k < in_channels * taps
         c = k // taps
-        ky = (k % taps) // kernel_x
-        kx = (k % taps) % kernel_x
+        ky = (k % taps) // row_taps
+        kx = (k % taps) % row_taps
         weights = o[:, None] * weight_out + (c * weight_in + ky * weight_row + kx * weight_column)[None, :]
         a = tl.load(weight + weights, mask=in_out[:, None] & in_k[None, :], other=0.0)
-        # Pixels last: the threads of a warp then read neighbours in a row of the picture, not taps all over it.
-        y = first_y[None, :] + ky[:, None]
-        z = first_x[None, :] + kx[:, None]
-        inside = in_k[:, None] & in_p[None, :] & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        b = tl.load(x + (c * x_channel)[:, None] + y * x_row + z * x_column, mask=inside, other=0.0)
+        # Pixels last: the threads of a warp then read neighbours in a row of the picture, not taps all over it. Unsigned,
+        # so that one comparison sees both borders.
+        inside_y = (first_y[None, :] + ky[:, None]).to(tl.uint32) < height.to(tl.uint32)
+        inside_x = (first_x[None, :] + kx[:, None]).to(tl.uint32) < width.to(tl.uint32)
+        offsets = (first_y * x_row + first_x * x_column)[None, :] + (c * x_channel + ky * x_row + kx * x_column)[:, None]
+        b = tl.load(x + offsets, mask=inside_y & inside_x & in_k[:, None] & in_p[None, :], other=0.0)
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
     affine = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
     y = activate(apply_affine(accumulator, affine, 0, out.dtype.element_ty == tl.float32), low, high)
@@ -65,21 +68,21 @@ TILES = {"fp16": (64, 32, 32, 4), "tf32": (64, 32, 32, 4), "fp32": (32, 32, 32, 
 def variants():
     for precision, (dtype, arithmetic) in PRECISIONS.items():
         m, n, k, warps = TILES["fp16" if precision == "bf16" else precision]
-        for layout, aligned in (("nhwc", True), ("nhwc", False), ("nchw", False)):
+        for kernel, layout, aligned in ((3, "nhwc", True), (3, "nhwc", False), (3, "nchw", False), (0, "nhwc", False), (0, "nchw", False)):
             yield Variant(
                 op="conv",
-                name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
+                name=f"{precision}_{f'k{kernel}' if kernel else 'any'}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
                 kernel=effnet_conv,
                 parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                             **{q: "i32" for q in ("in_channels", "height", "width", "out_channels", "out_height", "out_width",
                                                   "kernel_y", "kernel_x", "stride_y", "stride_x", "left", "top",
                                                   "x_image", "x_channel", "x_row", "x_column",
                                                   "weight_out", "weight_in", "weight_row", "weight_column")}, **PARAMETERS},
-                constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
+                constants={"KERNEL": kernel, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
                            # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
                            "PRECISION": "tf32x3" if arithmetic == "tf32" and dtype == "fp32" else arithmetic},
                 attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
-                            "block_m": m, "block_n": n},
+                            "kernel": kernel, "block_m": m, "block_n": n},
                 # Only the stores are vectors here: the pixels of a 3-channel picture are read one by one.
                 divisible={"out": 16, "out_channels": 8} if aligned else {},
                 num_warps=warps,

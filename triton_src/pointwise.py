@@ -40,7 +40,8 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
         y = apply_affine(y, affine, 0, out.dtype.element_ty == tl.float32)
         where = image * out_channels * pixels + o[:, None] * pixels + p[None, :]
         mask = in_out[:, None] & in_p[None, :]
-    y += tl.load(residual + where, mask=mask & ((flags & HAS_RESIDUAL) != 0), other=0.0).to(tl.float32)
+    if (flags & HAS_RESIDUAL) != 0:
+        y += tl.load(residual + where, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + where, activate(y, low, high).to(out.dtype.element_ty), mask=mask)
 
 
