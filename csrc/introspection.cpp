@@ -2,6 +2,10 @@
 
 #include "launcher.h"
 
+#ifndef EFFNET_AOT_TORCH_VERSION  // this file also serves builds without torch
+#define EFFNET_AOT_TORCH_VERSION "none"
+#endif
+
 namespace effnet {
 namespace {
 
