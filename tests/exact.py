@@ -1,0 +1,94 @@
+"""What an op should return, in float64, and how far from it a right computation may end up."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}
+
+
+class Exact(NamedTuple):
+    value: Tensor
+    magnitude: Tensor  # what the terms of an element add up to in absolute value
+    terms: int  # products that an element's sum is made of
+
+    def bound(self, dtype: torch.dtype, tf32: bool) -> Tensor:
+        """The classical bound of a rounded sum, for every element: an ulp of the result, and of each addition and product
+        an ulp of float32 times what the terms add up to. TF32 rounds both factors of a product, by 2^-11 each."""
+        arithmetic = (self.terms + 8) * 2.0**-23 + (2.0**-10 if tf32 else 0.0)
+        bound = torch.finfo(dtype).eps * self.value.abs() + arithmetic * self.magnitude
+        bound += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # what subnormal numbers are multiples of
+        return bound.nan_to_num(nan=torch.inf)  # 0 * inf: an infinite term that an activation hid
+
+
+def exact(x, weight, *, bias=None, batch_norm=None, eps=0.0, residual=None, activation="none", stride=(1, 1), padding=(0, 0, 0, 0), depthwise=False, pool=False) -> Exact:
+    """activation(batch_norm(conv(x, weight)) + bias + residual), averaged over the image with `pool`; of matrices the product
+    x @ weight.T. `batch_norm` is (weight, bias, mean, var). Computed on the CPU."""
+
+    def wide(t):
+        return t.detach().cpu().double()
+
+    def product(x, weight):
+        if x.dim() == 2:
+            return F.linear(x, weight)
+        padded = F.pad(x, tuple(padding))
+        if not depthwise:
+            return F.conv2d(padded, weight, stride=tuple(stride))
+        rows, columns = ((size - kernel) // step + 1 for size, kernel, step in zip(padded.shape[2:], weight.shape[2:], stride))
+        shifted = (
+            padded[:, :, y : y + (rows - 1) * stride[0] + 1 : stride[0], z : z + (columns - 1) * stride[1] + 1 : stride[1]] * weight[:, 0, y, z, None, None]
+            for y in range(weight.shape[2]) for z in range(weight.shape[3])
+        )  # float64 has no fast depthwise convolution
+        return sum(shifted)
+
+    def channels(vector):
+        return wide(vector) if x.dim() == 2 else wide(vector)[:, None, None]
+
+    x, weight = wide(x), wide(weight)
+    if x.dim() == 4 and weight.dim() == 2:
+        weight = weight[:, :, None, None]
+    value, magnitude = product(x, weight), product(x.abs(), weight.abs())
+    if batch_norm is not None:
+        gamma, beta, mean, var = map(channels, batch_norm)
+        scale = gamma / (var + eps).sqrt()
+        value, magnitude = (value - mean) * scale + beta, (magnitude + mean.abs()) * scale.abs() + beta.abs()
+    if bias is not None:
+        value, magnitude = value + channels(bias), magnitude + channels(bias).abs()
+    if residual is not None:
+        value, magnitude = value + wide(residual), magnitude + wide(residual).abs()
+    value = ACTIVATIONS[activation](value)
+    terms = weight[0].numel()
+    if pool:
+        terms += value.shape[2] * value.shape[3]
+        value, magnitude = value.mean((2, 3)), magnitude.mean((2, 3))
+    return Exact(value, magnitude, terms)
+
+
+def exact_call(op: str, args: dict) -> Exact:
+    """The same for a call of torch.ops.effnet.<op>, with its arguments by name."""
+    options = {name: args[name] for name in ("bias", "residual", "activation", "eps") if args.get(name) is not None}
+    for name in ("stride", "padding"):
+        if name in args:
+            numbers = args[name] if isinstance(args[name], (list, tuple)) else [args[name]]
+            options[name] = list(numbers) * ((2 if name == "stride" else 4) // len(numbers))
+    if "bn_weight" in args:
+        options["batch_norm"] = [args[f"bn_{name}"] for name in ("weight", "bias", "mean", "var")]
+        options["activation"] = next((name for name in ("relu6", "relu") if name in op), "none")
+    return exact(args["x"], args["weight"], depthwise=op.startswith("depthwise"), pool=op.endswith("_pool"), **options)
+
+
+def assert_exact(actual: Tensor, expected: Exact, tf32: bool = False) -> None:
+    """NaN and infinity where they belong, and no element further from the truth than rounding explains."""
+    actual = actual.detach().cpu()
+    rounded = expected.value.to(actual.dtype)
+    assert actual.shape == rounded.shape, f"shape {tuple(actual.shape)}, expected {tuple(rounded.shape)}"
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(actual), kind(rounded)), f"{kind.__name__} of {int(kind(actual).sum())} elements, expected of {int(kind(rounded).sum())}"
+    finite = rounded.isfinite()
+    if not finite.any():
+        return
+    difference = (actual.double() - expected.value).abs()[finite]
+    excess = difference / expected.bound(actual.dtype, tf32)[finite]
+    assert excess.max() <= 1, f"{int((excess > 1).sum())} of {excess.numel()} elements are off, by up to {difference.max():.2e} ({excess.max():.1f} times what rounding explains)"

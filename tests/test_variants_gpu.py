@@ -1,0 +1,272 @@
+"""Every variant in the library, launched by name on raw pointers, against float64.
+
+Every tensor lies between NaNs of one bit pattern: reading outside shows in the result, writing outside in the pattern. And
+every launch is made a second time with each tensor alone in its allocation, for compute-sanitizer. Data moves by copies
+between host and GPU only and the truth is computed on the host, so no kernel runs here but those under test.
+"""
+
+import math
+import random
+from typing import NamedTuple
+
+import pytest
+import torch
+from exact import exact
+from op_cases import lay_out
+from stub_cuda import c_api
+
+import effnet_aot
+from effnet_aot import _library
+
+pytestmark = pytest.mark.xdist_group("variants")  # one worker, which then knows what was launched
+
+DEVICE = "cuda"
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+ACTIVATIONS = ("none", "relu", "relu6")  # in the order of the C API's numbers
+POISON = 0x7FA5  # 16 bits that are a NaN in fp16 and bf16 and, twice, in fp32
+GUARD = 1024  # elements of it before and after a tensor
+EPS = 2.0**-10  # the same number in float32 and float64
+
+EMBEDDED = sorted({(kernel["op"], kernel["variant"]) for kernel in effnet_aot.kernels()})
+launched = set()
+
+
+# ---- problems that a variant takes ----
+
+
+class Variant:
+    """What a variant's name says of it: "fp16_k3_s1_rows_4x32x32"."""
+
+    def __init__(self, op, name):
+        self.op, self.name, tokens = op, name, name.split("_")
+        self.precision = tokens[0]
+        self.layout = "nchw" if "nchw" in tokens else "nhwc"
+        self.aligned = "generic" not in tokens
+        numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ks" and token[1:].isdigit()}
+        self.kernel, self.stride = numbers.get("k"), numbers.get("s")
+
+
+class Problem(NamedTuple):
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+def width(r, large, aligned):
+    """A number of channels: more than a tile has, or few; a multiple of 8, or odd."""
+    number = r.randint(140, 280) if large else r.randint(1, 40)
+    return math.ceil(number / 8) * 8 if aligned else number | 1
+
+
+def pointwise(v, r, large):
+    rows = v.layout == "nhwc"
+    batch, height, columns = (r.randint(2, 3), r.randint(9, 13), r.randint(9, 21)) if large else (r.randint(1, 3), r.randint(1, 5), r.randint(1, 7))
+    if not rows:  # loads run along the pixels, and a single one would be served by the NHWC variants
+        columns = math.ceil(columns / 8) * 8 if v.aligned else columns + 1
+    in_channels = width(r, large, v.aligned)
+    return Problem((batch, in_channels, height, columns), (width(r, large, v.aligned and rows and v.op == "pointwise"), in_channels, 1, 1))
+
+
+def image_and_padding(r, large, kernel):
+    """A height or width with the padding before and after it: at least the kernel's size together."""
+    size, before, after = r.randint(14, 42) if large else r.randint(1, 6), r.randint(0, kernel), r.randint(0, kernel)
+    return max(size, kernel - before - after), before, after
+
+
+def depthwise(v, r, large):
+    height, top, bottom = image_and_padding(r, large, v.kernel)
+    columns, left, right = image_and_padding(r, large, v.kernel)
+    channels = math.ceil(width(r, large, v.aligned) / 2 / 8) * 8 if v.aligned else width(r, large, False) // 2 | 1
+    stride = (v.stride, v.stride) if v.stride else (r.randint(1, 2), r.randint(1, 2))
+    return Problem((r.randint(1, 3), channels, height, columns), (channels, 1, v.kernel, v.kernel), stride, (left, right, top, bottom))
+
+
+def conv(v, r, large):
+    kernel = (v.kernel, v.kernel) if v.kernel else (r.randint(1, 7), r.randint(1, 5))
+    height, top, bottom = image_and_padding(r, large, kernel[0])
+    columns, left, right = image_and_padding(r, large, kernel[1])
+    in_channels, out_channels = r.randint(1, 9), width(r, False, v.aligned) + 32 * large
+    return Problem((r.randint(1, 3), in_channels, height, columns), (out_channels, in_channels, *kernel), (r.randint(1, 3), r.randint(1, 3)), (left, right, top, bottom))
+
+
+def linear(v, r, large):
+    in_features = width(r, large, v.aligned) * (2 if v.aligned else 1) + (256 if large else 0)
+    return Problem((r.randint(65, 150) if large else r.randint(1, 20), in_features), (width(r, large, v.aligned), in_features))
+
+
+PROBLEMS = {"pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear}
+# What an aligned variant was promised to lie on 16-byte boundaries. Everything else never does here.
+PROMISED = {"pointwise": ("x", "weight", "residual", "out"), "pointwise_pool": ("x", "weight"), "depthwise": ("x", "out"), "conv": ("out",), "linear": ("x", "weight", "out")}
+
+
+class Tail(NamedTuple):
+    kind: str  # "batch norm", "bias" or "nothing"
+    activation: str
+    wide: bool = False  # float32 vectors
+    residual: bool = False  # for the op that takes one
+
+
+TAILS = [
+    Tail("batch norm", "relu6", residual=True),
+    Tail("batch norm", "none", wide=True),
+    Tail("bias", "relu", residual=True),
+    Tail("bias", "relu6", wide=True, residual=True),
+    Tail("nothing", "none"),
+]
+
+
+def draw(v, problem, tail, r):
+    """All tensors of a launch by their names in exact(), in torch's order of dimensions."""
+    generator = torch.Generator().manual_seed(r.randrange(2**31))
+    dtype = DTYPES[v.precision]
+
+    def normal(*shape, dtype=dtype):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    tensors = {"x": normal(*problem.x), "weight": (normal(*problem.weight, dtype=torch.float64) / math.prod(problem.weight[1:]) ** 0.5).to(dtype)}
+    out_channels, vector = problem.weight[0], torch.float32 if tail.wide else dtype
+    if tail.kind == "batch norm":
+        tensors["batch_norm"] = [normal(out_channels).abs() + 0.5, normal(out_channels), normal(out_channels) / 2, normal(out_channels).abs() + 0.25]
+        tensors["batch_norm"] = [t.to(vector) for t in tensors["batch_norm"]]
+    if tail.kind == "bias":
+        tensors["bias"] = normal(out_channels, dtype=vector)
+    if tail.residual and v.op == "pointwise":
+        tensors["residual"] = normal(problem.x[0], out_channels, *problem.x[2:])
+    return tensors
+
+
+# ---- launching ----
+
+
+class Buffer:
+    """Numbers on the GPU, `shift` elements off a 16-byte boundary, with poison around them."""
+
+    def __init__(self, t, shift, guard):
+        self.first, self.count, self.dtype = guard + shift, t.numel(), t.dtype
+        words = (self.first + self.count + guard) * t.element_size() // 2
+        self.host = torch.full((words,), POISON, dtype=torch.int16).view(t.dtype)
+        self.host[self.first : self.first + self.count] = t
+        self.there = self.host.to(DEVICE, copy=True)
+        self.address = self.there.data_ptr() + self.first * t.element_size()
+
+    def read(self):
+        """(the numbers, whether everything around them is as it was)."""
+        now = self.there.cpu()
+        numbers = now[self.first : self.first + self.count].clone()
+        now[self.first : self.first + self.count] = self.host[self.first : self.first + self.count]
+        return numbers, torch.equal(now.view(torch.int16), self.host.view(torch.int16))
+
+    def is_unchanged(self):
+        return torch.equal(self.there.cpu().view(torch.int16), self.host.view(torch.int16))
+
+
+def in_memory(t, layout):
+    """t's numbers in the order in which they lie in memory."""
+    return (t.permute(0, 2, 3, 1) if t.dim() == 4 and layout == "nhwc" else t).reshape(-1)
+
+
+def strides_in_memory(t, layout):
+    return lay_out(t, "channels_last" if layout == "nhwc" else "contiguous").stride()
+
+
+def launch(library, v, problem, tail, tensors, out_shape, guard, r):
+    """Launches the variant and returns what it wrote, in torch's order of dimensions."""
+    options = {}
+    x_layout = v.layout
+    if v.op == "conv":  # reads any strides, whatever the output's layout is
+        x_layout, weight_layout = r.choice(["nchw", "nhwc"]), r.choice(["nchw", "nhwc"])
+        options["x_strides"] = None if x_layout == v.layout else list(strides_in_memory(tensors["x"], x_layout))
+        options["weight_strides"] = None if weight_layout == "nchw" else list(strides_in_memory(tensors["weight"], weight_layout))
+    orders = {"x": x_layout, "weight": weight_layout if v.op == "conv" else "nchw", "residual": v.layout}
+
+    def buffer(name, t):
+        return Buffer(t, 0 if v.aligned and name in PROMISED[v.op] else 1, guard)
+
+    inputs = {name: buffer(name, in_memory(tensors[name], order)) for name, order in orders.items() if name in tensors}
+    inputs |= {name: buffer(name, t) for name, t in zip(("bn_weight", "bn_bias", "bn_mean", "bn_var"), tensors.get("batch_norm", []))}
+    if "bias" in tensors:
+        inputs["bias"] = buffer("bias", tensors["bias"])
+    out = buffer("out", torch.full((math.prod(out_shape) * DTYPES[v.precision].itemsize // 2,), POISON, dtype=torch.int16).view(DTYPES[v.precision]))
+
+    addresses = {name: b.address for name, b in inputs.items()}
+    epilogue = {name: address for name, address in addresses.items() if name == "bias" or name.startswith("bn_")}
+    epilogue |= {"bn_eps": EPS, "vectors_are_fp32": int(tail.wide), "activation": ACTIVATIONS.index(tail.activation)}
+    members = options | {name: addresses[name] for name in orders if name in addresses}
+    members |= {"precision": list(DTYPES).index(v.precision), "out": out.address, "epilogue": epilogue, "variant": v.name}
+    if v.op == "linear":
+        members |= dict(rows=problem.x[0], in_features=problem.x[1], out_features=problem.weight[0])
+    else:
+        batch, channels, height, columns = problem.x
+        members |= dict(layout=["nchw", "nhwc"].index(v.layout), batch=batch, height=height, width=columns)
+        members |= {"channels": channels} if v.op == "depthwise" else {"in_channels": channels, "out_channels": problem.weight[0]}
+    if v.op in ("depthwise", "conv"):
+        members |= dict(zip(("stride_y", "stride_x"), problem.stride)) | dict(zip(("left", "right", "top", "bottom"), problem.padding))
+        members |= {"kernel": v.kernel} if v.op == "depthwise" else dict(zip(("kernel_y", "kernel_x"), problem.weight[2:]))
+
+    result = library.launch(v.op, members)
+    assert result["status"] == c_api.OK, result["error"]
+    numbers, guards_are_intact = out.read()
+    assert guards_are_intact, "written outside the output"
+    for name, b in inputs.items():
+        assert b.is_unchanged(), f"{name} was written to"
+    if len(out_shape) == 4 and v.layout == "nhwc":
+        batch, channels, height, columns = out_shape
+        return numbers.view(batch, height, columns, channels).permute(0, 3, 1, 2)
+    return numbers.view(out_shape)
+
+
+# ---- the tests ----
+
+
+@pytest.fixture(scope="module")
+def library():
+    return c_api.Library(str(_library.PATH))
+
+
+def rms_bound(precision, terms):
+    """Root mean square error, relative to the results'."""
+    if precision == "tf32":
+        return 2.0**-10  # both factors of a product are rounded by at most 2^-11
+    if precision == "fp32":
+        return (4 + terms**0.5) * 2.0**-24  # as many roundings as terms, up as often as down, and those of what follows the sum
+    return 0.55 * torch.finfo(DTYPES[precision]).eps  # the result is rounded once, by at most half of eps; the sum is float32's
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op, variant", EMBEDDED, ids=["-".join(name) for name in EMBEDDED])
+def test_variant(library, op, variant):
+    v, r = Variant(op, variant), random.Random(f"{op}/{variant}")
+    squared_error = squared_truth = terms = 0
+    for large in (True, False, False, False):
+        problem = PROBLEMS[op](v, r, large)
+        for tail in TAILS:
+            tensors = draw(v, problem, tail, r)
+            truth = exact(**tensors, eps=EPS, activation=tail.activation, stride=problem.stride, padding=problem.padding, depthwise=op == "depthwise", pool=op == "pointwise_pool")
+            for guard in (GUARD, 0):
+                out = launch(library, v, problem, tail, tensors, truth.value.shape, guard, r)
+                where = f"{problem}, {tail}, {'alone' if guard == 0 else 'between NaNs'}"
+                assert not out.isnan().any(), f"{int(out.isnan().sum())} of {out.numel()} elements are NaN: not written, or read outside. {where}"
+                difference = (out.double() - truth.value).abs()
+                excess = (difference / truth.bound(out.dtype, v.precision == "tf32")).max()
+                assert excess <= 1, f"an element is off by {excess:.1f} times what rounding explains. {where}"
+                squared_error += difference.square().sum().item()
+                squared_truth += truth.value.square().sum().item()
+                terms = max(terms, truth.terms)
+    error = (squared_error / squared_truth) ** 0.5
+    assert error <= rms_bound(v.precision, terms)
+    launched.add((op, variant))
+
+
+@pytest.mark.gpu
+def test_every_embedded_variant_was_tested(request, library):
+    embedded = {(kernel.op.decode(), kernel.variant.decode()) for kernel in library.kernels()}
+    selected = {tuple(item.callspec.params[name] for name in ("op", "variant")) for item in request.session.items if getattr(item, "originalname", "") == "test_variant"}
+    if selected != set(EMBEDDED):
+        pytest.skip("not all of them were selected to run")
+    assert embedded and launched == embedded
+
+
+def test_every_op_has_problems():
+    """A new op is not left out where there is no GPU to notice it."""
+    assert {op for op, _ in EMBEDDED} == set(PROBLEMS) == set(PROMISED) == set(c_api.PROBLEMS)
