@@ -92,8 +92,9 @@ class Ops(TorchDispatchMode):
 
 
 def test_this_packages_ops_serve():
+    classifier = Classifier("efficientnet-lite0", "cpu")
     with Ops() as ops:
-        guesses(Classifier("efficientnet-lite0", "cpu"), [COFFEE])
+        guesses(classifier, [COFFEE])
     assert {"effnet::conv", "effnet::pointwise", "effnet::depthwise"} <= ops.names
     assert not {"aten::convolution", "aten::native_batch_norm", "aten::addmm"} & ops.names
 
