@@ -1,4 +1,4 @@
-"""--require-gpu, the `device` and `dtype` that tests run through, and TF32 off."""
+"""Options, the `device` and `dtype` that tests run through, and TF32 off."""
 
 import pytest
 import torch
@@ -6,12 +6,21 @@ import torch
 
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="fail, instead of skipping the gpu tests, where there is no GPU")
+    parser.addoption("--report", metavar="FILE", help="write what ran on which machine, and with what result, as JSON")
+    parser.addoption("--stress-calls", type=int, default=100, metavar="N", help="calls on each of 8 streams of each of 8 threads (default: %(default)s)")
+    parser.addoption("--fuzz-examples", type=int, default=50, metavar="N", help="hypothesis's examples of each op on the CPU (default: %(default)s)")
+    parser.addoption("--fuzz-cases", type=int, default=500, metavar="N", help="random calls on the GPU (default: %(default)s)")
+    parser.addoption("--fuzz-seed", type=int, default=0, metavar="SEED", help="of the first of them; each further one has the next (default: %(default)s)")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "xdist_group(name): run by one worker")  # known to pytest-xdist, which is optional
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # pytest-xdist's workers share the cores
+    elif config.getoption("--report"):
+        from session_report import SessionReport
+
+        config.pluginmanager.register(SessionReport(config.getoption("--report")), "session_report")
     if config.getoption("--require-gpu") and not torch.cuda.is_available():
         pytest.exit("--require-gpu: torch sees no GPU here", returncode=1)
 
