@@ -1,9 +1,9 @@
-"""Run photographs through ModelNew and compare it with plain torch.nn.
+"""Run photographs through ModelNew and compare it with plain torch.nn, then name what three of them show.
 
 The network has random weights and batch-norm statistics calibrated on the photographs. Printed are which images serve the
 device, the error against plain torch.nn in float64 beside the error of plain torch.nn in the same dtype, the time of both,
-and the kernels with their registers, spills and shared memory. The exit status is 1 when the error is more than 1.25 times
-that of torch.nn.
+and the kernels with their registers, spills and shared memory. Last, a pretrained EfficientNet-Lite names what is in three
+of the photographs. The exit status is 1 when the error is more than 1.25 times that of torch.nn.
 """
 
 import copy
@@ -23,6 +23,7 @@ from rich.table import Table
 import effnet_aot
 
 from . import positive
+from .classify import samples
 from .images import image_name, span
 
 
@@ -61,6 +62,8 @@ def run(arguments):
         ok = print_comparison(console, x, model, eager, exact)
         console.print()
         console.print(kernels_used(lambda: model(x), x.dtype) if device == "cuda" else kernels_embedded())
+    console.print()
+    ok &= samples(console, device, x.dtype)
     return 0 if ok else 1
 
 
