@@ -12,9 +12,28 @@ __version__ = "0.1.0"
 cmake_prefix_path: str = __path__[0]
 
 # Resolved at first use, which keeps `import effnet_aot` cheap.
-_LAZY = {"FusedMBConvBlock": "model", "ModelNew": "model", "kernels": "_C", "build_info": "_C", "preload": "_C"}
+_LAZY = {
+    **dict.fromkeys(["FusedMBConvBlock", "ModelNew"], "model"),
+    **dict.fromkeys(["ConversionError", "convert", "explain"], "conversion"),
+    **dict.fromkeys(["build_info", "kernels", "preload"], "_C"),
+    "graphed": "cuda_graph",
+}
 
-__all__ = ["FusedMBConvBlock", "ModelNew", "build_info", "cmake_prefix_path", "fused_linear_bias", "fused_pointwise_conv_bn_relu6", "kernels", "ops", "preload"]
+__all__ = [
+    "ConversionError",
+    "FusedMBConvBlock",
+    "ModelNew",
+    "build_info",
+    "cmake_prefix_path",
+    "convert",
+    "explain",
+    "fused_linear_bias",
+    "fused_pointwise_conv_bn_relu6",
+    "graphed",
+    "kernels",
+    "ops",
+    "preload",
+]
 
 
 def __getattr__(name: str):
