@@ -124,6 +124,16 @@ def test_wheel_for_other_machines(wheel, tmp_path):
         assert all(before.read(name) == after.read(name) for name in files)
 
 
+def test_sources_that_shadow_the_installed_package(installed, tmp_path):
+    """In the checkout's root, after a plain `pip install .`, Python imports the sources; the error says where to go."""
+    shutil.copytree(ROOT / "effnet_aot", tmp_path / "effnet_aot", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "setup.py").touch()
+    command = sys.executable, "-c", "import effnet_aot; effnet_aot.kernels()"
+    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True)
+    assert "RuntimeError: effnet_aot is not usable" in result.stderr
+    assert f"Python imported the sources in {tmp_path}" in result.stderr and "from another folder" in result.stderr
+
+
 def test_images_are_verified(installed, tmp_path):
     """info --verify hashes the embedded images again; an image that is not the manifest's is named."""
     command = sys.executable, "-m", "effnet_aot", "info", "--verify"
