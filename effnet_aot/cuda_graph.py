@@ -14,10 +14,10 @@ def graphed(model, example):
     next replay overwrites. No gradients. Calls may come from any stream, but not from two at a time. The capture
     allocates outputs and workspaces in memory that is the graph's for as long as the callable lives.
 
-    The graph holds addresses, not the model. What a forward pass reads where it lies may change in place and the replays
-    follow, as with plain torch.nn. ModelNew and FusedMBConvBlock read folded copies of their weights, which live as
-    long as the callable: it goes on with the weights of the moment of capture, whatever becomes of the model. After a change of
-    weights, of autocast or of the TF32 switches, call graphed() again.
+    The graph holds addresses, and the callable holds the model. What a forward pass reads where it lies may change in place
+    and the replays follow, as with plain torch.nn. ModelNew and FusedMBConvBlock read folded copies of their weights: the
+    graph goes on with the weights of the moment of capture, whatever becomes of the model's. After a change of weights, of
+    autocast or of the TF32 switches, call graphed() again.
 
     Raises TypeError or ValueError, naming what was expected and what came, from here and from the callable.
     """
