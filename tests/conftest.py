@@ -8,7 +8,7 @@ def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="fail, instead of skipping the gpu tests, where there is no GPU")
     parser.addoption("--report", metavar="FILE", help="write what ran on which machine, and with what result, as JSON")
     parser.addoption("--stress-calls", type=int, default=100, metavar="N", help="calls on each of 8 streams of each of 8 threads (default: %(default)s)")
-    parser.addoption("--fuzz-examples", type=int, default=50, metavar="N", help="hypothesis's examples of each op on the CPU (default: %(default)s)")
+    parser.addoption("--fuzz-examples", type=int, default=40, metavar="N", help="hypothesis's examples of each op on the CPU (default: %(default)s)")
     parser.addoption("--fuzz-cases", type=int, default=500, metavar="N", help="random calls on the GPU (default: %(default)s)")
     parser.addoption("--fuzz-seed", type=int, default=0, metavar="SEED", help="of the first of them; each further one has the next (default: %(default)s)")
 

@@ -24,7 +24,9 @@ class FuzzCall:
 
     def __str__(self):
         def text(a):
-            return f"{str(a.dtype).removeprefix('torch.')} {tuple(a.shape)} strides {a.stride()} offset {a.storage_offset()} {a.device}" if isinstance(a, Tensor) else repr(a)
+            if not isinstance(a, Tensor):
+                return repr(a)
+            return f"{str(a.dtype).removeprefix('torch.')} {tuple(a.shape)} strides {a.stride()} offset {a.storage_offset()} {a.device}"
 
         lines = [f"{name}: {text(a)}" for name, a in self.args.items()]
         return "\n  ".join([f"effnet::{self.op}, faults: {self.faults or 'none'}{', TF32' * self.tf32}", *lines])

@@ -10,7 +10,6 @@ import torch
 from exact import assert_exact, exact_call
 from fuzz_calls import FuzzCall, fuzz_call
 from op_cases import OPS, expected_format
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 try:
@@ -23,9 +22,9 @@ except ImportError:  # the GPU's half needs none
 def fake(call: FuzzCall):
     """The outcome of the fake kernel: (shape, strides, dtype), or its error."""
     with FakeTensorMode():
-        args = {name: torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device) if isinstance(a, Tensor) else a for name, a in call.args.items()}
+        fakes = {name: torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device) for name, a in call.tensors.items()}
         try:
-            out = getattr(torch.ops.effnet, call.op)(**args)
+            out = getattr(torch.ops.effnet, call.op)(**(call.args | fakes))
         except RuntimeError as error:
             return str(error)
     return tuple(out.shape), out.stride(), out.dtype
@@ -52,6 +51,10 @@ def check_on_cpu(call: FuzzCall):
     out = outcome(call)
     if out is None or out.is_meta or out.numel() == 0:
         return
+    if out.dtype == torch.bfloat16 and "conv" in call.op:
+        # torch's own, oneDNN on AMX: columns of one pixel at stride 2 are summed with uninitialised memory, and NaN spreads.
+        if (call.case().stride[1] > 1 and out.shape[3] == 1) or not all(t.isfinite().all() for t in call.tensors.values()):
+            return
     # The same computations in a different order: a few ulps of what the terms add up to. float16's own sums are coarse.
     eager, expected = call.case().reference(call.args), exact_call(call.op, call.args)
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
