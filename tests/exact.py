@@ -23,7 +23,10 @@ class Exact(NamedTuple):
         return bound.nan_to_num(nan=torch.inf)  # 0 * inf: an infinite term that an activation hid
 
 
-def exact(x, weight, *, bias=None, batch_norm=None, eps=0.0, residual=None, activation="none", stride=(1, 1), padding=(0, 0, 0, 0), depthwise=False, pool=False) -> Exact:
+def exact(
+    x, weight, *, bias=None, batch_norm=None, eps=0.0, residual=None, activation="none",
+    stride=(1, 1), padding=(0, 0, 0, 0), depthwise=False, pool=False,
+) -> Exact:  # fmt: skip
     """activation(batch_norm(conv(x, weight)) + bias + residual), averaged over the image with `pool`; of matrices the product
     x @ weight.T. `batch_norm` is (weight, bias, mean, var). Computed on the CPU."""
 
@@ -37,11 +40,12 @@ def exact(x, weight, *, bias=None, batch_norm=None, eps=0.0, residual=None, acti
         if not depthwise:
             return F.conv2d(padded, weight, stride=tuple(stride))
         rows, columns = ((size - kernel) // step + 1 for size, kernel, step in zip(padded.shape[2:], weight.shape[2:], stride))
-        shifted = (
-            padded[:, :, y : y + (rows - 1) * stride[0] + 1 : stride[0], z : z + (columns - 1) * stride[1] + 1 : stride[1]] * weight[:, 0, y, z, None, None]
-            for y in range(weight.shape[2]) for z in range(weight.shape[3])
-        )  # float64 has no fast depthwise convolution
-        return sum(shifted)
+        value = torch.zeros(*x.shape[:2], rows, columns, dtype=x.dtype)
+        for y in range(weight.shape[2]):  # torch has no fast depthwise convolution in float64
+            for z in range(weight.shape[3]):
+                taps = padded[:, :, y : y + (rows - 1) * stride[0] + 1 : stride[0], z : z + (columns - 1) * stride[1] + 1 : stride[1]]
+                value += taps * weight[:, 0, y, z, None, None]
+        return value
 
     def channels(vector):
         return wide(vector) if x.dim() == 2 else wide(vector)[:, None, None]
@@ -85,10 +89,12 @@ def assert_exact(actual: Tensor, expected: Exact, tf32: bool = False) -> None:
     rounded = expected.value.to(actual.dtype)
     assert actual.shape == rounded.shape, f"shape {tuple(actual.shape)}, expected {tuple(rounded.shape)}"
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
-        assert torch.equal(kind(actual), kind(rounded)), f"{kind.__name__} of {int(kind(actual).sum())} elements, expected of {int(kind(rounded).sum())}"
+        found, wanted = kind(actual), kind(rounded)
+        assert torch.equal(found, wanted), f"{kind.__name__} of {int(found.sum())} elements, expected of {int(wanted.sum())}"
     finite = rounded.isfinite()
     if not finite.any():
         return
     difference = (actual.double() - expected.value).abs()[finite]
     excess = difference / expected.bound(actual.dtype, tf32)[finite]
-    assert excess.max() <= 1, f"{int((excess > 1).sum())} of {excess.numel()} elements are off, by up to {difference.max():.2e} ({excess.max():.1f} times what rounding explains)"
+    wrong = f"{int((excess > 1).sum())} of {excess.numel()} elements are off, by up to {difference.max():.2e}"
+    assert excess.max() <= 1, f"{wrong} ({excess.max():.1f} times what rounding explains)"

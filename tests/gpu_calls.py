@@ -52,7 +52,8 @@ class Call:
 
 
 def small_calls(device="cuda", dtypes=DTYPES):
-    return [Call(case, dtype, "contiguous" if case.is_linear else layout, 7, device) for case in SMALL for dtype, layout in zip(dtypes, ("channels_last", "contiguous", "channels_last"))]
+    kinds = list(zip(dtypes, ("channels_last", "contiguous", "channels_last")))
+    return [Call(case, dtype, "contiguous" if case.is_linear else layout, 7, device) for case in SMALL for dtype, layout in kinds]
 
 
 def random_calls(count, seed, device="cuda"):
@@ -153,7 +154,8 @@ def fork():
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status == 0 and len(messages) == 2, f"the child ended with {status} after {messages}"
     assert messages[0] == "effnet_aot: CUDA was used before this process was forked and cannot be used in the child; start it with the 'spawn' method"
-    assert "fork" in messages[1] or "initialization error" in messages[1], messages[1]  # torch's own, where it is asked for the output first
+    # Torch's own error, where it is asked for the output first.
+    assert "fork" in messages[1] or "initialization error" in messages[1], messages[1]
     call.check(call())
 
 

@@ -17,6 +17,7 @@ from effnet_aot.cli.images import counts
 from effnet_aot.cli.info import driver
 
 ROOT = Path(__file__).parents[1]
+OPTIONS = ("markexpr", "keyword", "stress_calls", "fuzz_examples", "fuzz_cases", "fuzz_seed")
 
 
 class SessionReport:
@@ -43,7 +44,7 @@ class SessionReport:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started, 1),
             "exit_status": int(exitstatus),
-            "options": {name: session.config.getoption(name) for name in ("markexpr", "keyword", "stress_calls", "fuzz_examples", "fuzz_cases", "fuzz_seed")},
+            "options": {name: session.config.getoption(name) for name in OPTIONS},
             "total": dict(total),
             "files": {name: dict(counts) for name, counts in sorted(self.counts.items())},
             **environment(),

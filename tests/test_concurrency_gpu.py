@@ -57,9 +57,9 @@ def test_side_stream(case):
     """The kernel waits for what comes before it on the current stream, and for nothing else is waited."""
     call, stream = Call(case, torch.float16, "contiguous", 7), torch.cuda.Stream()
     x = torch.full_like(call.args["x"], NAN)
-    call.check(call())  # loads the kernel
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
+        call.check(call())  # loads the kernel, and leaves memory for the next output: allocating may wait for the GPU
         torch.cuda._sleep(100_000_000)  # about 50 ms: a kernel on another stream would see NaN
         x.copy_(call.args["x"])
         out = call(x=x)

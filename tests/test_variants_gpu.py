@@ -87,7 +87,8 @@ def conv(v, r, large):
     height, top, bottom = image_and_padding(r, large, kernel[0])
     columns, left, right = image_and_padding(r, large, kernel[1])
     in_channels, out_channels = r.randint(1, 9), width(r, False, v.aligned) + 32 * large
-    return Problem((r.randint(1, 3), in_channels, height, columns), (out_channels, in_channels, *kernel), (r.randint(1, 3), r.randint(1, 3)), (left, right, top, bottom))
+    x, stride = (r.randint(1, 3), in_channels, height, columns), (r.randint(1, 3), r.randint(1, 3))
+    return Problem(x, (out_channels, in_channels, *kernel), stride, (left, right, top, bottom))
 
 
 def linear(v, r, large):
@@ -97,7 +98,13 @@ def linear(v, r, large):
 
 PROBLEMS = {"pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear}
 # What an aligned variant was promised to lie on 16-byte boundaries. Everything else never does here.
-PROMISED = {"pointwise": ("x", "weight", "residual", "out"), "pointwise_pool": ("x", "weight"), "depthwise": ("x", "out"), "conv": ("out",), "linear": ("x", "weight", "out")}
+PROMISED = {
+    "pointwise": ("x", "weight", "residual", "out"),
+    "pointwise_pool": ("x", "weight"),
+    "depthwise": ("x", "out"),
+    "conv": ("out",),
+    "linear": ("x", "weight", "out"),
+}
 
 
 class Tail(NamedTuple):
@@ -242,7 +249,8 @@ def test_variant(library, op, variant):
         problem = PROBLEMS[op](v, r, large)
         for tail in TAILS:
             tensors = draw(v, problem, tail, r)
-            truth = exact(**tensors, eps=EPS, activation=tail.activation, stride=problem.stride, padding=problem.padding, depthwise=op == "depthwise", pool=op == "pointwise_pool")
+            window = {"stride": problem.stride, "padding": problem.padding, "depthwise": op == "depthwise"}
+            truth = exact(**tensors, eps=EPS, activation=tail.activation, pool=op == "pointwise_pool", **window)
             for guard in (GUARD, 0):
                 out = launch(library, v, problem, tail, tensors, truth.value.shape, guard, r)
                 where = f"{problem}, {tail}, {'alone' if guard == 0 else 'between NaNs'}"
@@ -261,7 +269,8 @@ def test_variant(library, op, variant):
 @pytest.mark.gpu
 def test_every_embedded_variant_was_tested(request, library):
     embedded = {(kernel.op.decode(), kernel.variant.decode()) for kernel in library.kernels()}
-    selected = {tuple(item.callspec.params[name] for name in ("op", "variant")) for item in request.session.items if getattr(item, "originalname", "") == "test_variant"}
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_variant"]
+    selected = {(item.callspec.params["op"], item.callspec.params["variant"]) for item in items}
     if selected != set(EMBEDDED):
         pytest.skip("not all of them were selected to run")
     assert embedded and launched == embedded
