@@ -56,6 +56,7 @@ Tail tail_of(const Epilogue& epilogue, const Tensor& x, Vectors& vectors) {
 }
 
 Tensor empty(const Tensor& like, std::span<const int64_t> sizes, std::span<const int64_t> strides) {
+  check_not_forked();  // torch's allocator would crash there
   int32_t dtype;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle out;

@@ -61,11 +61,6 @@ struct Driver {
 // CUDA does not survive a fork; without this the child would crash or hang inside the driver.
 std::atomic<bool> started{false}, forked{false};
 
-void refuse_after_fork() {
-  if (forked.load(std::memory_order_relaxed))
-    fail(Failure::driver, "effnet_aot: CUDA was used before this process was forked and cannot be used in the child; start it with the 'spawn' method");
-}
-
 Driver* open_driver() {
   void* handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!handle) fail(Failure::no_driver, std::string("effnet_aot: no CUDA driver on this machine (") + dlerror() + "); the CPU implementation needs none");
@@ -118,7 +113,7 @@ struct DeviceState {
 };
 
 const DeviceState& device_state(int ordinal) {
-  refuse_after_fork();
+  check_not_forked();
   static std::array<std::atomic<const DeviceState*>, kMaxDevices> states{};
   static std::mutex mutex;
   if (ordinal < 0 || ordinal >= kMaxDevices) fail(Failure::invalid_argument, "effnet_aot: device ordinal must be between 0 and " + std::to_string(kMaxDevices - 1) + ", got " + std::to_string(ordinal));
@@ -280,6 +275,11 @@ const Ready& ready(const char* op, const Variant& variant, int device) {
 }
 
 }  // namespace
+
+void check_not_forked() {
+  if (forked.load(std::memory_order_relaxed))
+    fail(Failure::driver, "effnet_aot: CUDA was used before this process was forked and cannot be used in the child; start it with the 'spawn' method");
+}
 
 const Device& device_info(int device) { return device_state(device).info; }
 

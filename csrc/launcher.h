@@ -40,6 +40,9 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, V
   launch(op, variant, place, grid, std::span<void*>(addresses));
 }
 
+// Throws in a child of a process that used CUDA through this library, where nothing of CUDA works any more.
+void check_not_forked();
+
 struct Device {
   int capability;       // 90 for 9.0
   int multiprocessors;
