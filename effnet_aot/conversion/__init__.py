@@ -62,7 +62,8 @@ def convert(model: nn.Module, example_input: Tensor, *, partial: bool = False) -
                     Otherwise such a model is a ConversionError, which lists each node that does not map and why.
 
     The result is an nn.Module with `report` (see explain): .to, .half, state_dict, deepcopy, pickle, torch.compile and
-    torch.export work on it. Convolution weights have the model's dtype and biases float32; maps are channels_last inside.
+    torch.export work on it. Weights have the model's dtype and biases float32; maps are channels_last inside. For half precision
+    call .half() on the result, so that the folded weights are rounded once.
     """
     network, found = _convert(model, example_input)
     if not found.complete and not partial:
