@@ -84,7 +84,7 @@ CASES = {
         dict(variant="*_aligned_*", shape=(2, 3, 17, 15, 40), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1), **BN6, fp32_vectors=True),
         dict(variant="*_generic_*", shape=(2, 3, 17, 15, 37), kernel=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1), epilogue="bn", activation="relu"),
         *[
-            dict(variant=f"fp16_{layout}_generic_*", shape=(2, channels, 9, 8, 20), kernel=kernel, stride=stride, padding=padding, x=lies, activation="relu")
+            dict(variant=f"fp16_{'k3' if kernel == (3, 3) else 'any'}_{layout}_generic_*", shape=(2, channels, 9, 8, 20), kernel=kernel, stride=stride, padding=padding, x=lies, activation="relu")
             for layout in ("nhwc", "nchw")
             for channels, kernel, stride, padding, lies in [
                 (3, (3, 3), (2, 2), (1, 1, 1, 1), "nhwc"),
