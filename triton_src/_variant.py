@@ -13,6 +13,10 @@ class Variant:
     `parameters` maps the run-time parameters, in order, to Triton types; `divisible` promises that a parameter (an
     address or a number) is a multiple of something, which is what turns loads into 16-byte ones; `constants` are the
     constexprs. `attributes` are the integers by which the C++ side tells variants of an op apart.
+
+    An op's variants() ship, and the C++ side chooses among them where the tuning table says nothing. Its candidates() are
+    what tuning tries besides. `loads` counts the tensors that the innermost loop reads: from three on, registers are too
+    dear for more than 4 warps and 2 stages.
     """
 
     op: str
@@ -24,6 +28,7 @@ class Variant:
     divisible: dict = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    loads: int = 2
 
     def __str__(self):
         return f"{self.op}/{self.name}"
@@ -31,3 +36,11 @@ class Variant:
 
 # The order is the one of `enum class Precision` in csrc/registry.h.
 PRECISION_CODES = {"fp16": 0, "bf16": 1, "tf32": 2, "fp32": 3}
+
+# (warps, stages) that a candidate's tile is tried with, where its registers allow; the first is the conservative one.
+SCHEDULES = ((4, 2), (4, 3), (8, 2), (8, 3))
+
+
+def tiles(rows, columns, depths, areas=(1024, 8192)):
+    """(BLOCK_M, BLOCK_N, BLOCK_K) of all combinations whose output tile has so many elements."""
+    return [(m, n, k) for m in rows for n in columns for k in depths if areas[0] <= m * n <= areas[1]]

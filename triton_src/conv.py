@@ -65,26 +65,41 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
 TILES = {"fp16": (64, 32, 32, 4), "tf32": (64, 32, 32, 4), "fp32": (32, 32, 32, 4)}
 
 
+# What tuning tries of the aligned 3x3 in channels_last: BLOCK_M, BLOCK_N, BLOCK_K, warps. 27 taps are one trip of the loop.
+TRIED = [(m, n, 32, warps) for m in (32, 64, 128) for n in (16, 32) for warps in (4, 2, 8)]
+
+
 def variants():
-    for precision, (dtype, arithmetic) in PRECISIONS.items():
+    for precision in PRECISIONS:
         m, n, k, warps = TILES["fp16" if precision == "bf16" else precision]
         for kernel, layout, aligned in ((3, "nhwc", True), (3, "nhwc", False), (3, "nchw", False), (0, "nhwc", False), (0, "nchw", False)):
-            yield Variant(
-                op="conv",
-                name=f"{precision}_{f'k{kernel}' if kernel else 'any'}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
-                kernel=effnet_conv,
-                parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
-                            **{q: "i32" for q in ("in_channels", "height", "width", "out_channels", "out_height", "out_width",
-                                                  "kernel_y", "kernel_x", "stride_y", "stride_x", "left", "top",
-                                                  "x_image", "x_channel", "x_row", "x_column",
-                                                  "weight_out", "weight_in", "weight_row", "weight_column")}, **PARAMETERS},
-                constants={"KERNEL": kernel, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
-                           # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
-                           "PRECISION": "tf32x3" if arithmetic == "tf32" and dtype == "fp32" else arithmetic},
-                attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
-                            "kernel": kernel, "block_m": m, "block_n": n},
-                # Only the stores are vectors here: the pixels of a 3-channel picture are read one by one.
-                divisible={"out": 16, "out_channels": 8} if aligned else {},
-                num_warps=warps,
-                num_stages=2,
-            )
+            yield variant(precision, kernel, layout, aligned, m, n, k, warps)
+
+
+def candidates():
+    for precision in PRECISIONS:
+        for m, n, k, warps in TRIED:
+            yield variant(precision, 3, "nhwc", True, m, n, k, warps, f"w{warps}_")
+
+
+def variant(precision, kernel, layout, aligned, m, n, k, warps, schedule=""):
+    dtype, arithmetic = PRECISIONS[precision]
+    return Variant(
+        op="conv",
+        name=f"{precision}_{f'k{kernel}' if kernel else 'any'}_{layout}_{'aligned' if aligned else 'generic'}_{schedule}{m}x{n}x{k}",
+        kernel=effnet_conv,
+        parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
+                    **{q: "i32" for q in ("in_channels", "height", "width", "out_channels", "out_height", "out_width",
+                                          "kernel_y", "kernel_x", "stride_y", "stride_x", "left", "top",
+                                          "x_image", "x_channel", "x_row", "x_column",
+                                          "weight_out", "weight_in", "weight_row", "weight_column")}, **PARAMETERS},
+        constants={"KERNEL": kernel, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
+                   # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
+                   "PRECISION": "tf32x3" if arithmetic == "tf32" and dtype == "fp32" else arithmetic},
+        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+                    "kernel": kernel, "block_m": m, "block_n": n},
+        # Only the stores are vectors here: the pixels of a 3-channel picture are read one by one.
+        divisible={"out": 16, "out_channels": 8} if aligned else {},
+        num_warps=warps,
+        num_stages=2,
+    )

@@ -116,32 +116,63 @@ FLAT = {("nhwc", True): (32, 32), ("nhwc", False): (32, 32), ("nchw", False): (6
 WALKING = {2: [(1, 4, 32, 32, 4), (1, 4, 8, 64, 2), (2, 2, 32, 32, 4), (2, 2, 8, 64, 2)], 4: [(1, 2, 32, 32, 4)]}
 
 
+# What tuning tries in channels_last, aligned: BLOCK_P, BLOCK_C, warps of the flat kernel, and ROWS, BLOCK_P, BLOCK_C, warps
+# of the walking one, for a 3x3 and for a 5x5 kernel.
+FLAT_TRIED = [(p, c, warps) for p in (8, 16, 32) for c in (32, 64) for warps in (4, 2) if 512 <= p * c <= 1024]
+WALKING_TRIED = {
+    3: [(rows, p, c, warps) for rows in (2, 4, 8) for p in (8, 16, 32) for c in (32, 64) for warps in (4, 2) if 256 <= p * c <= 1024],
+    5: [(2, p, c, warps) for p in (4, 8) for c in (32, 64) for warps in (4, 2) if 128 <= p * c <= 512],
+}
+
+
 def variants():
-    parameters = ("x", "weight", "p0", "p1", "p2", "p3", "out")
-    numbers = ("batch", "channels", "height", "width", "out_height", "out_width", "stride_y", "stride_x", "left", "top")
     for precision in ("fp16", "bf16", "fp32"):
-        signature = {**{q: f"*{precision}" for q in parameters}, **{q: "i32" for q in numbers}, **PARAMETERS}
         for kernel in (3, 5):
             for (layout, aligned), (block_p, block_c) in FLAT.items():
-                yield Variant(
-                    op="depthwise",
-                    name=f"{precision}_k{kernel}_{layout}_{'aligned' if aligned else 'generic'}_{block_p}x{block_c}",
-                    kernel=effnet_depthwise,
-                    parameters=signature,
-                    constants={"CHANNELS_LAST": layout == "nhwc", "KERNEL": kernel, "BLOCK_P": block_p, "BLOCK_C": block_c},
-                    attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
-                                "kernel": kernel, "stride": 0, "rows": 1, "block_p": block_p, "block_c": block_c},
-                    divisible={"x": 16, "out": 16, "channels": 8} if aligned else {},
-                )
+                yield flat(precision, kernel, layout, aligned, block_p, block_c)
         for stride, rows, block_p, block_c, warps in WALKING[4 if precision == "fp32" else 2]:
-            yield Variant(
-                op="depthwise",
-                name=f"{precision}_k3_s{stride}_rows_{rows}x{block_p}x{block_c}",
-                kernel=effnet_depthwise_rows,
-                parameters=signature,
-                constants={"KERNEL": 3, "STRIDE": stride, "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c},
-                attributes={"precision": PRECISION_CODES[precision], "channels_last": 1, "aligned": 1,
-                            "kernel": 3, "stride": stride, "rows": rows, "block_p": block_p, "block_c": block_c},
-                divisible={"x": 16, "out": 16, "channels": 8},
-                num_warps=warps,
-            )
+            yield walking(precision, 3, stride, rows, block_p, block_c, warps)
+
+
+def candidates():
+    for precision in ("fp16", "bf16", "fp32"):
+        for kernel in (3, 5):
+            for block_p, block_c, warps in FLAT_TRIED:
+                yield flat(precision, kernel, "nhwc", True, block_p, block_c, warps, f"w{warps}_")
+            for stride in (1, 2):
+                for rows, block_p, block_c, warps in WALKING_TRIED[kernel]:
+                    yield walking(precision, kernel, stride, rows, block_p, block_c, warps, f"w{warps}_")
+
+
+def flat(precision, kernel, layout, aligned, block_p, block_c, warps=4, schedule=""):
+    return Variant(
+        op="depthwise",
+        name=f"{precision}_k{kernel}_{layout}_{'aligned' if aligned else 'generic'}_{schedule}{block_p}x{block_c}",
+        kernel=effnet_depthwise,
+        parameters=signature(precision),
+        constants={"CHANNELS_LAST": layout == "nhwc", "KERNEL": kernel, "BLOCK_P": block_p, "BLOCK_C": block_c},
+        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+                    "kernel": kernel, "stride": 0, "rows": 1, "block_p": block_p, "block_c": block_c},
+        divisible={"x": 16, "out": 16, "channels": 8} if aligned else {},
+        num_warps=warps,
+    )
+
+
+def walking(precision, kernel, stride, rows, block_p, block_c, warps, schedule=""):
+    return Variant(
+        op="depthwise",
+        name=f"{precision}_k{kernel}_s{stride}_rows_{schedule}{rows}x{block_p}x{block_c}",
+        kernel=effnet_depthwise_rows,
+        parameters=signature(precision),
+        constants={"KERNEL": kernel, "STRIDE": stride, "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c},
+        attributes={"precision": PRECISION_CODES[precision], "channels_last": 1, "aligned": 1,
+                    "kernel": kernel, "stride": stride, "rows": rows, "block_p": block_p, "block_c": block_c},
+        divisible={"x": 16, "out": 16, "channels": 8},
+        num_warps=warps,
+    )
+
+
+def signature(precision):
+    pointers = ("x", "weight", "p0", "p1", "p2", "p3", "out")
+    numbers = ("batch", "channels", "height", "width", "out_height", "out_width", "stride_y", "stride_x", "left", "top")
+    return {**{q: f"*{precision}" for q in pointers}, **{q: "i32" for q in numbers}, **PARAMETERS}

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_rows
-from ._variant import PRECISION_CODES, PRECISIONS, Variant
+from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
 @triton.jit
@@ -37,19 +37,39 @@ TILES = {
 }
 
 
+# What tuning tries, aligned.
+TRIED = {
+    "fp16": tiles((16, 32, 64), (16, 32, 64), (64, 128, 256), (256, 4096)),
+    "tf32": tiles((16, 32, 64), (16, 32, 64), (32, 64, 128), (256, 4096)),
+    "fp32": tiles((16, 64), (16, 32), (16, 32), (256, 2048)),
+}
+
+
 def variants():
-    for precision, (dtype, arithmetic) in PRECISIONS.items():
+    for precision in PRECISIONS:
         for aligned in (True, False):
             for m, n, k, warps, stages in TILES["fp16" if precision == "bf16" else precision, aligned]:
-                yield Variant(
-                    op="linear",
-                    name=f"{precision}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
-                    kernel=effnet_linear,
-                    parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
-                                "rows": "i32", "out_features": "i32", "in_features": "i32", **PARAMETERS},
-                    constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
-                    attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n},
-                    divisible={"x": 16, "weight": 16, "out": 16, "in_features": 8, "out_features": 8} if aligned else {},
-                    num_warps=warps,
-                    num_stages=stages,
-                )
+                yield variant(precision, aligned, m, n, k, warps, stages)
+
+
+def candidates():
+    for precision in PRECISIONS:
+        for m, n, k in TRIED["fp16" if precision == "bf16" else precision]:
+            for warps, stages in ((4, 2), (4, 3), (4, 4)):
+                yield variant(precision, True, m, n, k, warps, stages, f"w{warps}s{stages}_")
+
+
+def variant(precision, aligned, m, n, k, warps, stages, schedule=""):
+    dtype, arithmetic = PRECISIONS[precision]
+    return Variant(
+        op="linear",
+        name=f"{precision}_{'aligned' if aligned else 'generic'}_{schedule}{m}x{n}x{k}",
+        kernel=effnet_linear,
+        parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
+                    "rows": "i32", "out_features": "i32", "in_features": "i32", **PARAMETERS},
+        constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n},
+        divisible={"x": 16, "weight": 16, "out": 16, "in_features": 8, "out_features": 8} if aligned else {},
+        num_warps=warps,
+        num_stages=stages,
+    )

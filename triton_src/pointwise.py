@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_planes, accumulate_rows
-from ._variant import PRECISION_CODES, PRECISIONS, Variant
+from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
 @triton.jit
@@ -62,24 +62,44 @@ TILES = {
 }
 
 
+# What tuning tries in channels_last, aligned: rows, columns and depths of the tile.
+TRIED = {
+    "fp16": tiles((16, 32, 64, 128), (16, 32, 64, 128), (16, 32, 64, 128)),
+    "tf32": tiles((16, 32, 64, 128), (16, 32, 64, 128), (16, 32, 64)),
+    "fp32": tiles((32, 64, 128), (32, 64), (16, 32), (1024, 4096)),
+}
+
+
 def variants():
-    for precision, (dtype, arithmetic) in PRECISIONS.items():
+    for precision in PRECISIONS:
         for layout in ("nhwc", "nchw"):
             for aligned in (True, False):
                 for m, n, k, warps, stages in TILES["fp16" if precision == "bf16" else precision, layout, aligned]:
-                    # 16-byte loads run along the channels in NHWC, along the pixels in NCHW; the weight's always along the channels.
-                    multiples = {"x": 16, "weight": 16, "residual": 16, "out": 16, "in_channels": 8}
-                    multiples["out_channels" if layout == "nhwc" else "pixels"] = 8
-                    yield Variant(
-                        op="pointwise",
-                        name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
-                        kernel=effnet_pointwise,
-                        parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "residual", "out")},
-                                    "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
-                        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
-                        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
-                                    "block_m": m, "block_n": n},
-                        divisible=multiples if aligned else {},
-                        num_warps=warps,
-                        num_stages=stages,
-                    )
+                    yield variant(precision, layout, aligned, m, n, k, warps, stages)
+
+
+def candidates():
+    for precision in PRECISIONS:
+        for m, n, k in TRIED["fp16" if precision == "bf16" else precision]:
+            for warps, stages in SCHEDULES:
+                yield variant(precision, "nhwc", True, m, n, k, warps, stages, f"w{warps}s{stages}_")
+
+
+def variant(precision, layout, aligned, m, n, k, warps, stages, schedule=""):
+    dtype, arithmetic = PRECISIONS[precision]
+    # 16-byte loads run along the channels in NHWC, along the pixels in NCHW; the weight's always along the channels.
+    multiples = {"x": 16, "weight": 16, "residual": 16, "out": 16, "in_channels": 8}
+    multiples["out_channels" if layout == "nhwc" else "pixels"] = 8
+    return Variant(
+        op="pointwise",
+        name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{schedule}{m}x{n}x{k}",
+        kernel=effnet_pointwise,
+        parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "residual", "out")},
+                    "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
+        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+                    "block_m": m, "block_n": n},
+        divisible=multiples if aligned else {},
+        num_warps=warps,
+        num_stages=stages,
+    )

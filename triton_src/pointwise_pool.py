@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_planes, accumulate_rows
-from ._variant import PRECISION_CODES, PRECISIONS, Variant
+from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
 @triton.jit
@@ -46,20 +46,39 @@ TILES = {
 }
 
 
+# What tuning tries in channels_last, aligned.
+TRIED = {
+    "fp16": tiles((16, 32, 64), (16, 32, 64), (64, 128), (512, 2048)),
+    "tf32": tiles((16, 32, 64), (16, 32, 64), (32, 64), (512, 2048)),
+    "fp32": tiles((32, 64), (16, 32), (16, 32), (512, 2048)),
+}
+
+
 def variants():
-    for precision, (dtype, arithmetic) in PRECISIONS.items():
+    for precision in PRECISIONS:
         for layout, aligned in (("nhwc", True), ("nhwc", False), ("nchw", False)):
-            m, n, k, warps, stages = TILES["fp16" if precision == "bf16" else precision, aligned]
-            yield Variant(
-                op="pointwise_pool",
-                name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{m}x{n}x{k}",
-                kernel=effnet_pointwise_pool,
-                parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
-                            "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
-                constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
-                attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
-                            "block_m": m, "block_n": n},
-                divisible={"x": 16, "weight": 16, "in_channels": 8} if aligned else {},
-                num_warps=warps,
-                num_stages=stages,
-            )
+            yield variant(precision, layout, aligned, *TILES["fp16" if precision == "bf16" else precision, aligned])
+
+
+def candidates():
+    for precision in PRECISIONS:
+        for m, n, k in TRIED["fp16" if precision == "bf16" else precision]:
+            for warps, stages in SCHEDULES:
+                yield variant(precision, "nhwc", True, m, n, k, warps, stages, f"w{warps}s{stages}_")
+
+
+def variant(precision, layout, aligned, m, n, k, warps, stages, schedule=""):
+    dtype, arithmetic = PRECISIONS[precision]
+    return Variant(
+        op="pointwise_pool",
+        name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{schedule}{m}x{n}x{k}",
+        kernel=effnet_pointwise_pool,
+        parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
+                    "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
+        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+                    "block_m": m, "block_n": n},
+        divisible={"x": 16, "weight": 16, "in_channels": 8} if aligned else {},
+        num_warps=warps,
+        num_stages=stages,
+    )
