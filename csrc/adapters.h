@@ -1,4 +1,4 @@
-// From the schemas' arguments to the five computations behind them. A backend (Cpu in cpu.cpp, Cuda in cuda.cpp) is a
+// From the schemas' arguments to the computations behind them. A backend (Cpu in cpu.cpp, Cuda in cuda.cpp) is a
 // struct of static functions:
 //
 //   Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&)
@@ -6,6 +6,7 @@
 //   Tensor depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&)
 //   Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&, std::optional<bool> channels_last)
 //   Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias)
+//   Tensor mbconv(const char* op, const Tensor& x, const Mbconv&)
 //
 // `op` is the name the user called, for error messages.
 #pragma once
@@ -75,6 +76,14 @@ struct Adapters {
   }
   static Tensor linear(T x, T w, OptionalT bias) { return Backend::linear("linear", x, w, optional(bias)); }
 
+  static Tensor mbconv(T x, OptionalT expand_weight, OptionalT expand_bias, T depthwise_weight, OptionalT depthwise_bias, T project_weight, OptionalT project_bias,
+                       OptionalT residual, Ints stride, Ints padding, StringHandle activation) {
+    const Activation parsed = parse_activation("mbconv", activation);
+    return Backend::mbconv("mbconv", x, {.expand_weight = optional(expand_weight), .expand_bias = optional(expand_bias), .depthwise_weight = &depthwise_weight,
+                                         .depthwise_bias = optional(depthwise_bias), .project_weight = &project_weight, .project_bias = optional(project_bias),
+                                         .residual = optional(residual), .activation = parsed, .window = window("mbconv", stride, padding)});
+  }
+
   static void register_all(torch::stable::detail::StableLibrary& m) {
     m.impl("pointwise_bn", TORCH_BOX(&pointwise_bn));
     m.impl("pointwise_bn_relu", TORCH_BOX(&pointwise_bn_relu));
@@ -88,6 +97,7 @@ struct Adapters {
     m.impl("conv", TORCH_BOX(&conv));
     m.impl("pointwise_pool", TORCH_BOX(&pointwise_pool));
     m.impl("linear", TORCH_BOX(&linear));
+    m.impl("mbconv", TORCH_BOX(&mbconv));
   }
 };
 

@@ -23,10 +23,6 @@ namespace {
 
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
-[[noreturn]] void fail(const char* op, const std::string& expected, const std::string& actual) {
-  throw std::runtime_error(std::string("effnet::") + op + ": " + expected + ", got " + actual);
-}
-
 // As Python prints a tuple.
 template <class Numbers>
 std::string tuple_text(const Numbers& numbers) {
@@ -53,23 +49,6 @@ std::string device_text(int32_t type, int32_t index) {
   if (type == aoti_torch_device_type_meta()) return "meta";
   return (type == aoti_torch_device_type_cuda() ? "cuda:" : "device type " + std::to_string(type) + ":") + std::to_string(index);
 }
-
-// What the checks need to know of a tensor, read once. `name` is the argument's name in the schema.
-struct Meta {
-  Meta(const char* name, const Tensor& t) : name(name), sizes(t.sizes()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
-  }
-
-  const char* name;
-  torch::headeronly::IntHeaderOnlyArrayRef sizes;
-  int32_t dtype, device_type, device_index;
-
-  bool on_cuda() const { return device_type == aoti_torch_device_type_cuda(); }
-  std::string dtype_text() const { return effnet::dtype_text(dtype); }
-  std::string device_text() const { return effnet::device_text(device_type, device_index); }
-};
 
 void check_input_dtype(const char* op, const Meta& x) {
   bool half_or_float = x.dtype == aoti_torch_dtype_float32() || x.dtype == aoti_torch_dtype_float16() || x.dtype == aoti_torch_dtype_bfloat16();
@@ -113,78 +92,76 @@ void check_batch_norm(const char* op, const Meta& x, const Epilogue& epilogue, i
 }
 
 // The device code computes element offsets in 32 bits.
-void check_indexable(const char* op, const char* name, std::initializer_list<int64_t> sizes) {
+void check_indexable(const char* op, const char* of, const char* name, std::initializer_list<int64_t> sizes) {
   int64_t numel = 1;
   for (int64_t size : sizes) {
     if (size == 0) return;
     if (__builtin_mul_overflow(numel, size, &numel)) numel = std::numeric_limits<int64_t>::max();
   }
   if (numel > kMaxInt32)
-    fail(op, std::string(name) + " must have at most 2147483647 elements on CUDA, where the kernels index in 32 bits", std::to_string(numel));
+    fail(op, std::string(of) + name + " must have at most 2147483647 elements on CUDA, where the kernels index in 32 bits", std::to_string(numel));
 }
 
-Meta check_image(const char* op, const Tensor& tensor) {
-  Meta x("x", tensor);
+void check_image(const char* op, const Meta& x) {
   if (x.sizes.size() != 4 || x.sizes[1] < 1 || x.sizes[2] < 1 || x.sizes[3] < 1)
-    fail(op, "x must be (N, C, H, W) with C, H and W at least 1", tuple_text(x.sizes));
+    fail(op, std::string(x.name) + " must be (N, C, H, W) with C, H and W at least 1", tuple_text(x.sizes));
   check_input_dtype(op, x);
-  return x;
 }
 
 // The part that all convolutions share, once the weight's shape is known to be right.
-ConvShape check_convolution(const char* op, const Tensor& tensor, const Meta& x, const Meta& weight, const Epilogue& epilogue, const Window& window, bool pooled) {
+ConvShape check_convolution(const char* op, const ConvOperands& operands, const Window& window, bool pooled) {
+  const auto& [x, channels_last, weight, bias, residual, epilogue, out_name] = operands;
   ConvShape s;
   s.batch = x.sizes[0], s.in_channels = x.sizes[1], s.height = x.sizes[2], s.width = x.sizes[3];
   s.out_channels = weight.sizes[0];
   s.kernel_height = weight.sizes.size() == 4 ? weight.sizes[2] : 1;
   s.kernel_width = weight.sizes.size() == 4 ? weight.sizes[3] : 1;
   s.window = window;
+  s.channels_last = channels_last;
 
-  if (epilogue.has_batch_norm()) check_batch_norm(op, x, epilogue, s.out_channels);
-  if (epilogue.bias) check_vector(op, Meta("bias", *epilogue.bias), x, "C_out", s.out_channels);
+  if (epilogue) check_batch_norm(op, x, *epilogue, s.out_channels);
+  if (bias) check_vector(op, *bias, x, "C_out", s.out_channels);
 
   auto [left, right, top, bottom] = window.padding;
   int64_t padded_height = s.height + top + bottom, padded_width = s.width + left + right;
   if (s.kernel_height > padded_height || s.kernel_width > padded_width)
-    fail(op, "weight must have a kernel no larger than the padded input " + tuple_text(std::array{padded_height, padded_width}),
+    fail(op, std::string(weight.name) + " must have a kernel no larger than the padded input " + tuple_text(std::array{padded_height, padded_width}),
          tuple_text(std::array{s.kernel_height, s.kernel_width}));
   s.out_height = (padded_height - s.kernel_height) / window.stride[0] + 1;
   s.out_width = (padded_width - s.kernel_width) / window.stride[1] + 1;
 
-  if (epilogue.residual) {
-    Meta residual("residual", *epilogue.residual);
-    check_like_input(op, residual, x);
-    std::array<int64_t, 4> out{s.batch, s.out_channels, s.out_height, s.out_width};
-    if (residual.sizes.size() != 4 || !std::equal(out.begin(), out.end(), residual.sizes.begin()))
-      fail(op, "residual must be " + tuple_text(out) + " like the output", tuple_text(residual.sizes));
+  if (residual) {
+    check_like_input(op, *residual, x);
+    const auto out = s.out_sizes();
+    if (residual->sizes.size() != 4 || !std::equal(out.begin(), out.end(), residual->sizes.begin()))
+      fail(op, std::string(residual->name) + " must be " + tuple_text(out) + " like the output", tuple_text(residual->sizes));
   }
 
   if (x.on_cuda()) {
-    check_indexable(op, "x", {s.batch, s.in_channels, s.height, s.width});
-    check_indexable(op, "weight", {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width});
-    check_indexable(op, "the output", {s.batch, s.out_channels, pooled ? 1 : s.out_height, pooled ? 1 : s.out_width});
-    check_indexable(op, "the padded height of x", {padded_height});
-    check_indexable(op, "the padded width of x", {padded_width});
+    check_indexable(op, "", x.name, {s.batch, s.in_channels, s.height, s.width});
+    check_indexable(op, "", weight.name, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width});
+    check_indexable(op, "", out_name, {s.batch, s.out_channels, pooled ? 1 : s.out_height, pooled ? 1 : s.out_width});
+    check_indexable(op, "the padded height of ", x.name, {padded_height});
+    check_indexable(op, "the padded width of ", x.name, {padded_width});
   }
-
-  if (is_contiguous(tensor))
-    s.channels_last = false;
-  else
-    s.channels_last = is_channels_last(tensor) || (s.in_channels > 1 && tensor.stride(1) == 1);
   return s;
 }
 
-ConvShape check_pointwise(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Epilogue& epilogue, bool pooled) {
-  Meta x = check_image(op, tensor), weight("weight", weight_tensor);
-  check_like_input(op, weight, x);
-  auto w = weight.sizes;
-  bool matrix = w.size() == 2 || (w.size() == 4 && w[2] == 1 && w[3] == 1);
-  if (!matrix || w[0] < 1 || w[1] != x.sizes[1])
-    fail(op, "weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = " + std::to_string(x.sizes[1]), tuple_text(w));
-  return check_convolution(op, tensor, x, weight, epilogue, {}, pooled);
+}  // namespace
+
+void fail(const char* op, const std::string& expected, const std::string& actual) {
+  throw std::runtime_error(std::string("effnet::") + op + ": " + expected + ", got " + actual);
 }
 
-}  // namespace
+Meta::Meta(const char* name, const Tensor& t) : name(name), sizes(t.sizes()) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
+}
+
+bool Meta::on_cuda() const { return device_type == aoti_torch_device_type_cuda(); }
+std::string Meta::dtype_text() const { return effnet::dtype_text(dtype); }
+std::string Meta::device_text() const { return effnet::device_text(device_type, device_index); }
 
 Activation parse_activation(const char* op, StringHandle name) {
   const char* text = nullptr;
@@ -218,48 +195,97 @@ std::optional<bool> channels_last(const char* op, const std::optional<torch::hea
   fail(op, "memory_format must be contiguous_format or channels_last", *format == MemoryFormat::Preserve ? "preserve_format" : "channels_last_3d");
 }
 
-ConvShape check_pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
-  return check_pointwise(op, x, weight, epilogue, /*pooled=*/false);
+ConvShape check_pointwise(const char* op, const ConvOperands& operands, bool pooled) {
+  const Meta &x = operands.x, &weight = operands.weight;
+  check_image(op, x);
+  check_like_input(op, weight, x);
+  auto w = weight.sizes;
+  bool matrix = w.size() == 2 || (w.size() == 4 && w[2] == 1 && w[3] == 1);
+  if (!matrix || w[0] < 1 || w[1] != x.sizes[1])
+    fail(op, std::string(weight.name) + " must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = " + std::to_string(x.sizes[1]), tuple_text(w));
+  return check_convolution(op, operands, {}, pooled);
 }
 
-ConvShape check_pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
-  return check_pointwise(op, x, weight, epilogue, /*pooled=*/true);
-}
-
-ConvShape check_depthwise(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Epilogue& epilogue, const Window& window) {
-  Meta x = check_image(op, tensor), weight("weight", weight_tensor);
+ConvShape check_depthwise(const char* op, const ConvOperands& operands, const Window& window) {
+  const Meta &x = operands.x, &weight = operands.weight;
+  check_image(op, x);
   check_like_input(op, weight, x);
   auto w = weight.sizes;
   if (w.size() != 4 || w[0] != x.sizes[1] || w[1] != 1 || w[2] != w[3] || (w[2] != 3 && w[2] != 5))
-    fail(op, "weight must be (C, 1, k, k) with C = " + std::to_string(x.sizes[1]) + " and k = 3 or 5", tuple_text(w));
+    fail(op, std::string(weight.name) + " must be (C, 1, k, k) with C = " + std::to_string(x.sizes[1]) + " and k = 3 or 5", tuple_text(w));
   if (window.stride[0] > 2 || window.stride[1] > 2) fail(op, "stride must be 1 or 2 in each direction", tuple_text(window.stride));
-  return check_convolution(op, tensor, x, weight, epilogue, window, /*pooled=*/false);
+  return check_convolution(op, operands, window, /*pooled=*/false);
 }
 
-ConvShape check_conv(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Epilogue& epilogue, const Window& window) {
-  Meta x = check_image(op, tensor), weight("weight", weight_tensor);
+ConvShape check_conv(const char* op, const ConvOperands& operands, const Window& window) {
+  const Meta &x = operands.x, &weight = operands.weight;
+  check_image(op, x);
   check_like_input(op, weight, x);
   auto w = weight.sizes;
   if (w.size() != 4 || w[0] < 1 || w[1] != x.sizes[1] || w[2] < 1 || w[3] < 1)
-    fail(op, "weight must be (C_out, C_in, k_h, k_w) with C_in = " + std::to_string(x.sizes[1]), tuple_text(w));
-  return check_convolution(op, tensor, x, weight, epilogue, window, /*pooled=*/false);
+    fail(op, std::string(weight.name) + " must be (C_out, C_in, k_h, k_w) with C_in = " + std::to_string(x.sizes[1]), tuple_text(w));
+  return check_convolution(op, operands, window, /*pooled=*/false);
 }
 
-LinearShape check_linear(const char* op, const Tensor& tensor, const Tensor& weight_tensor, const Tensor* bias) {
-  Meta x("x", tensor), weight("weight", weight_tensor);
+MbconvShape check_mbconv(const char* op, const MbconvOperands& o, const Window& window) {
+  MbconvShape s;
+  Meta x = o.x;
+  std::array<int64_t, 4> expanded, filtered;
+  if (o.expand_weight) {
+    s.expand = check_pointwise(op, {.x = x, .channels_last = o.channels_last, .weight = *o.expand_weight, .bias = o.expand_bias, .out_name = "the expanded map"});
+    expanded = s.expand->out_sizes();
+    x = Meta("the expanded map", expanded, o.x);
+  } else if (o.expand_bias) {
+    fail(op, "expand_bias must be None where expand_weight is", tuple_text(o.expand_bias->sizes));
+  }
+  s.depthwise = check_depthwise(op, {.x = x, .channels_last = o.channels_last, .weight = o.depthwise_weight, .bias = o.depthwise_bias, .out_name = "the filtered map"}, window);
+  filtered = s.depthwise.out_sizes();
+  x = Meta("the filtered map", filtered, o.x);
+  s.project = check_pointwise(op, {.x = x, .channels_last = o.channels_last, .weight = o.project_weight, .bias = o.project_bias, .residual = o.residual});
+
+  const Meta* first = nullptr;
+  for (const auto* bias : {&o.expand_bias, &o.depthwise_bias, &o.project_bias}) {
+    if (!*bias) continue;
+    if (!first) first = &**bias;
+    if ((*bias)->dtype != first->dtype) fail(op, std::string((*bias)->name) + " must be " + first->dtype_text() + " like " + first->name, (*bias)->dtype_text());
+  }
+  return s;
+}
+
+LinearShape check_linear(const char* op, const Meta& x, const Meta& weight, const std::optional<Meta>& bias) {
   if (x.sizes.size() != 2 || x.sizes[1] < 1) fail(op, "x must be (rows, in_features) with in_features at least 1", tuple_text(x.sizes));
   check_input_dtype(op, x);
   check_like_input(op, weight, x);
   auto w = weight.sizes;
   if (w.size() != 2 || w[0] < 1 || w[1] != x.sizes[1])
     fail(op, "weight must be (out_features, in_features) with in_features = " + std::to_string(x.sizes[1]), tuple_text(w));
-  if (bias) check_vector(op, Meta("bias", *bias), x, "out_features", w[0]);
+  if (bias) check_vector(op, *bias, x, "out_features", w[0]);
   if (x.on_cuda()) {
-    check_indexable(op, "x", {x.sizes[0], x.sizes[1]});
-    check_indexable(op, "weight", {w[0], w[1]});
-    check_indexable(op, "the output", {x.sizes[0], w[0]});
+    check_indexable(op, "", "x", {x.sizes[0], x.sizes[1]});
+    check_indexable(op, "", "weight", {w[0], w[1]});
+    check_indexable(op, "", "the output", {x.sizes[0], w[0]});
   }
   return {.rows = x.sizes[0], .in_features = x.sizes[1], .out_features = w[0]};
+}
+
+std::optional<Meta> optional_meta(const char* name, const Tensor* t) { return t ? std::make_optional<Meta>(name, *t) : std::nullopt; }
+
+ConvOperands operands(const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+  return {.x = Meta("x", x), .channels_last = prefers_channels_last(x), .weight = Meta("weight", weight), .bias = optional_meta("bias", epilogue.bias),
+          .residual = optional_meta("residual", epilogue.residual), .batch_norm = epilogue.has_batch_norm() ? &epilogue : nullptr};
+}
+
+MbconvOperands operands(const Tensor& x, const Mbconv& block) {
+  return {.x = Meta("x", x), .channels_last = prefers_channels_last(x),
+          .expand_weight = optional_meta("expand_weight", block.expand_weight), .expand_bias = optional_meta("expand_bias", block.expand_bias),
+          .depthwise_weight = Meta("depthwise_weight", *block.depthwise_weight), .depthwise_bias = optional_meta("depthwise_bias", block.depthwise_bias),
+          .project_weight = Meta("project_weight", *block.project_weight), .project_bias = optional_meta("project_bias", block.project_bias),
+          .residual = optional_meta("residual", block.residual)};
+}
+
+bool prefers_channels_last(const Tensor& x) {
+  if (x.dim() != 4 || is_contiguous(x)) return false;
+  return is_channels_last(x) || (x.size(1) > 1 && x.stride(1) == 1);
 }
 
 bool is_contiguous(const Tensor& t) { return t.is_contiguous(); }

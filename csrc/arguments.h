@@ -8,6 +8,8 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
 namespace effnet {
@@ -47,10 +49,9 @@ struct ConvShape {
   int64_t batch, in_channels, height, width;
   int64_t out_channels, kernel_height, kernel_width, out_height, out_width;
   Window window;
-  // The input's format, which the output takes over: NCHW where both readings hold; what is dense in neither goes by its
-  // innermost dimension.
-  bool channels_last;
+  bool channels_last;  // the input's format, which the output takes over
 
+  std::array<int64_t, 4> out_sizes() const { return {batch, out_channels, out_height, out_width}; }
   int64_t out_numel() const { return batch * out_channels * out_height * out_width; }
 };
 
@@ -58,17 +59,84 @@ struct LinearShape {
   int64_t rows, in_features, out_features;
 };
 
+// A block's three convolutions. Without expand step the first is not there.
+struct MbconvShape {
+  std::optional<ConvShape> expand;
+  ConvShape depthwise, project;
+};
+
+// What the checks need to know of a tensor, read once: of one that is there, or of one that is still to be computed, in
+// x's type and on its device. `name` is the argument's name in the schema.
+struct Meta {
+  using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+  Meta(const char* name, const Tensor& t);
+  Meta(const char* name, Sizes sizes, const Meta& like) : name(name), sizes(sizes), dtype(like.dtype), device_type(like.device_type), device_index(like.device_index) {}
+
+  const char* name;
+  Sizes sizes;
+  int32_t dtype, device_type, device_index;
+
+  bool on_cuda() const;
+  std::string dtype_text() const;
+  std::string device_text() const;
+};
+
+// A convolution's tensors as the checks see them.
+struct ConvOperands {
+  Meta x;
+  bool channels_last;  // x's format
+  Meta weight;
+  std::optional<Meta> bias, residual;
+  const Epilogue* batch_norm = nullptr;
+  const char* out_name = "the output";
+};
+
+struct MbconvOperands {
+  Meta x;
+  bool channels_last;
+  std::optional<Meta> expand_weight, expand_bias;
+  Meta depthwise_weight;
+  std::optional<Meta> depthwise_bias;
+  Meta project_weight;
+  std::optional<Meta> project_bias, residual;
+};
+
+// The tensors of a whole MBConv block with biases folded in. Null where absent; borrowed.
+struct Mbconv {
+  const Tensor* expand_weight = nullptr;
+  const Tensor* expand_bias = nullptr;
+  const Tensor* depthwise_weight;
+  const Tensor* depthwise_bias = nullptr;
+  const Tensor* project_weight;
+  const Tensor* project_bias = nullptr;
+  const Tensor* residual = nullptr;
+  Activation activation = Activation::none;  // after expand and after depthwise
+  Window window;
+};
+
 // Every check throws std::runtime_error "effnet::<op>: <what was expected>, got <what came>" and launches nothing.
-// weight of a pointwise convolution is (C_out, C_in, 1, 1) or (C_out, C_in).
-ConvShape check_pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue);
-// The same for a result (batch, out_channels): no residual, and the convolution's output may be of any size.
-ConvShape check_pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue);
+[[noreturn]] void fail(const char* op, const std::string& expected, const std::string& actual);
+
+// weight of a pointwise convolution is (C_out, C_in, 1, 1) or (C_out, C_in). Pooled, the result is (batch, out_channels):
+// there is no residual, and the convolution's output may be of any size.
+ConvShape check_pointwise(const char* op, const ConvOperands& operands, bool pooled = false);
 // weight (C, 1, k, k), k = 3 or 5; stride 1 or 2.
-ConvShape check_depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window);
+ConvShape check_depthwise(const char* op, const ConvOperands& operands, const Window& window);
 // weight (C_out, C_in, kernel_height, kernel_width), any kernel and stride.
-ConvShape check_conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window);
-// x (rows, in_features), weight (out_features, in_features), bias (out_features) or null.
-LinearShape check_linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias);
+ConvShape check_conv(const char* op, const ConvOperands& operands, const Window& window);
+// The maps between the three convolutions must be indexable too, whether or not a kernel stores them. Biases have one type.
+MbconvShape check_mbconv(const char* op, const MbconvOperands& operands, const Window& window);
+// x (rows, in_features), weight (out_features, in_features), bias (out_features).
+LinearShape check_linear(const char* op, const Meta& x, const Meta& weight, const std::optional<Meta>& bias);
+
+ConvOperands operands(const Tensor& x, const Tensor& weight, const Epilogue& epilogue);
+MbconvOperands operands(const Tensor& x, const Mbconv& block);
+std::optional<Meta> optional_meta(const char* name, const Tensor* t);
+
+// The format that a result takes over from x: NCHW where both readings hold; what is dense in neither goes by its innermost
+// dimension.
+bool prefers_channels_last(const Tensor& x);
 
 // Whether t is dense in NCHW or in NHWC order as PyTorch defines it (sizes of 1 and empty tensors match both).
 bool is_contiguous(const Tensor& t);

@@ -78,29 +78,37 @@ Tensor matrix_as_kernel(const Tensor& weight) { return stable::reshape(weight, I
 
 struct Cpu {
   static Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
-    ConvShape s = check_pointwise(op, x, weight, epilogue);
+    ConvShape s = check_pointwise(op, operands(x, weight, epilogue));
     return with_format(convolve(x, matrix_as_kernel(weight), epilogue, s, 1), s.channels_last);
   }
 
   static Tensor pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
-    ConvShape s = check_pointwise_pool(op, x, weight, epilogue);
+    ConvShape s = check_pointwise(op, operands(x, weight, epilogue), /*pooled=*/true);
     Tensor y = convolve(x, matrix_as_kernel(weight), epilogue, s, 1);
     return as_matrix(aten("aten::mean", "dim", y, std::make_optional(Ints{2, 3}), /*keepdim=*/false, std::nullopt));
   }
 
   static Tensor depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window) {
-    ConvShape s = check_depthwise(op, x, weight, epilogue, window);
+    ConvShape s = check_depthwise(op, operands(x, weight, epilogue), window);
     return with_format(convolve(x, weight, epilogue, s, s.in_channels), s.channels_last);
   }
 
   static Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window, std::optional<bool> channels_last) {
-    ConvShape s = check_conv(op, x, weight, epilogue, window);
+    ConvShape s = check_conv(op, operands(x, weight, epilogue), window);
     return with_format(convolve(x, weight, epilogue, s, 1), channels_last.value_or(s.channels_last));
   }
 
   static Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias) {
-    check_linear(op, x, weight, bias);
+    check_linear(op, Meta("x", x), Meta("weight", weight), optional_meta("bias", bias));
     return as_matrix(aten("aten::linear", "", x, weight, bias ? std::make_optional(like(*bias, x)) : std::nullopt));
+  }
+
+  static Tensor mbconv(const char* op, const Tensor& x, const Mbconv& block) {
+    const MbconvShape s = check_mbconv(op, operands(x, block), block.window);
+    Tensor y = block.expand_weight ? pointwise(op, x, *block.expand_weight, {.bias = block.expand_bias, .activation = block.activation}) : x;
+    y = depthwise(op, y, *block.depthwise_weight, {.bias = block.depthwise_bias, .activation = block.activation}, block.window);
+    y = pointwise(op, y, *block.project_weight, {.bias = block.project_bias, .residual = block.residual});
+    return with_format(y, s.project.channels_last);
   }
 };
 

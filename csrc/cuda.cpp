@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
+#include <utility>
 
 #include "adapters.h"
 #include "kernels.h"
@@ -37,11 +39,15 @@ struct Vectors {
   }
 };
 
-Tail tail_of(const Epilogue& epilogue, const Tensor& x, Vectors& vectors) {
+// The activation as a clamp.
+std::pair<float, float> bounds(Activation activation) {
   constexpr float kInfinity = INFINITY;
+  return {activation == Activation::none ? -kInfinity : 0.f, activation == Activation::relu6 ? 6.f : kInfinity};
+}
+
+Tail tail_of(const Epilogue& epilogue, const Tensor& x, Vectors& vectors) {
   Tail tail{};
-  tail.low = epilogue.activation == Activation::none ? -kInfinity : 0.f;
-  tail.high = epilogue.activation == Activation::relu6 ? 6.f : kInfinity;
+  std::tie(tail.low, tail.high) = bounds(epilogue.activation);
   const Tensor* first = epilogue.has_batch_norm() ? epilogue.bn_weight : epilogue.bias;
   if (first) tail.vectors_are_fp32 = first->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
   if (epilogue.has_batch_norm()) {
@@ -55,14 +61,22 @@ Tail tail_of(const Epilogue& epilogue, const Tensor& x, Vectors& vectors) {
   return tail;
 }
 
-Tensor empty(const Tensor& like, std::span<const int64_t> sizes, std::span<const int64_t> strides) {
+Tensor empty(const Tensor& like, int32_t dtype, std::span<const int64_t> sizes, std::span<const int64_t> strides) {
   check_not_forked();  // torch's allocator would crash there
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle out;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cuda(),
                                                          static_cast<int32_t>(like.get_device_index()), &out));
   return Tensor(out);
+}
+
+Tensor empty(const Tensor& like, std::span<const int64_t> sizes, std::span<const int64_t> strides) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty(like, dtype, sizes, strides);
+}
+
+Tensor empty_bytes(const Tensor& like, int64_t bytes) {
+  return empty(like, aoti_torch_dtype_uint8(), std::array<int64_t, 1>{bytes}, std::array<int64_t, 1>{1});
 }
 
 Tensor empty_image(const Tensor& like, const ConvShape& s, bool channels_last) {
@@ -90,11 +104,17 @@ bool reachable(const Tensor& t) {
   return last <= INT32_MAX && std::all_of(t.strides().begin(), t.strides().end(), [](int64_t s) { return s <= INT32_MAX; });
 }
 
+// Whether a depthwise weight (C, 1, k, k) lies tap by tap, the channels of each side by side.
+bool is_taps_first(const Tensor& weight) {
+  const auto sizes = weight.sizes(), strides = weight.strides();
+  return strides[0] == 1 && strides[3] == sizes[0] && strides[2] == sizes[3] * sizes[0];
+}
+
 Tensor dense(const Tensor& t) { return is_contiguous(t) ? t : torch::stable::contiguous(t); }
 
 struct Cuda {
   static Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
-    const ConvShape s = check_pointwise(op, x, weight, epilogue);
+    const ConvShape s = check_pointwise(op, operands(x, weight, epilogue));
     Tensor out = empty_image(x, s, s.channels_last);
     if (s.out_numel() == 0) return out;
 
@@ -110,7 +130,7 @@ struct Cuda {
   }
 
   static Tensor pointwise_pool(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
-    const ConvShape s = check_pointwise_pool(op, x, weight, epilogue);
+    const ConvShape s = check_pointwise(op, operands(x, weight, epilogue), /*pooled=*/true);
     Tensor out = empty_matrix(x, s.batch, s.out_channels);
     if (s.batch == 0) return out;
 
@@ -124,22 +144,24 @@ struct Cuda {
   }
 
   static Tensor depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window) {
-    const ConvShape s = check_depthwise(op, x, weight, epilogue, window);
+    const ConvShape s = check_depthwise(op, operands(x, weight, epilogue), window);
     Tensor out = empty_image(x, s, s.channels_last);
     if (s.out_numel() == 0) return out;
 
-    const Tensor input = dense(x, s.channels_last), taps = dense(weight);
+    const bool taps_first = is_taps_first(weight);
+    const Tensor input = dense(x, s.channels_last), taps = taps_first ? weight : dense(weight);
     Vectors vectors;
     const Tail tail = tail_of(epilogue, x, vectors);
     launch_depthwise({.op = op, .precision = precision_of(x, false), .channels_last = s.channels_last, .x = input.const_data_ptr(),
                       .weight = taps.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .channels = s.in_channels, .height = s.height,
                       .width = s.width, .out_height = s.out_height, .out_width = s.out_width, .kernel = s.kernel_height, .stride_y = window.stride[0],
-                      .stride_x = window.stride[1], .left = window.padding[0], .top = window.padding[2], .tail = tail}, place_of(x));
+                      .stride_x = window.stride[1], .left = window.padding[0], .top = window.padding[2], .tail = tail,
+                      .taps_first = taps_first}, place_of(x));
     return out;
   }
 
   static Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue, const Window& window, std::optional<bool> format) {
-    const ConvShape s = check_conv(op, x, weight, epilogue, window);
+    const ConvShape s = check_conv(op, operands(x, weight, epilogue), window);
     const bool channels_last = format.value_or(s.channels_last);
     Tensor out = empty_image(x, s, channels_last);
     if (s.out_numel() == 0) return out;
@@ -156,7 +178,7 @@ struct Cuda {
   }
 
   static Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias) {
-    const LinearShape s = check_linear(op, x, weight, bias);
+    const LinearShape s = check_linear(op, Meta("x", x), Meta("weight", weight), optional_meta("bias", bias));
     Tensor out = empty_matrix(x, s.rows, s.out_features);
     if (s.rows == 0) return out;
 
@@ -165,6 +187,37 @@ struct Cuda {
     const Tail tail = tail_of({.bias = bias}, x, vectors);
     launch_linear({.op = op, .precision = precision_of(x, tf32_for_matmul()), .x = input.const_data_ptr(), .weight = matrix.const_data_ptr(),
                    .out = out.mutable_data_ptr(), .rows = s.rows, .in_features = s.in_features, .out_features = s.out_features, .tail = tail}, place_of(x));
+    return out;
+  }
+
+  static Tensor mbconv(const char* op, const Tensor& x, const Mbconv& block) {
+    const MbconvShape s = check_mbconv(op, operands(x, block), block.window);
+    const bool channels_last = s.project.channels_last;
+    Tensor out = empty_image(x, s.project, channels_last);
+    if (s.project.out_numel() == 0) return out;
+
+    std::array<std::optional<Tensor>, 8> owned;  // what had to be copied, or is only held
+    int count = 0;
+    auto address = [&](Tensor t) { return owned[count++].emplace(std::move(t)).const_data_ptr(); };
+    auto matrix = [&](const Tensor* t) { return t ? address(dense(*t)) : nullptr; };
+    const bool taps_first = is_taps_first(*block.depthwise_weight);
+    const Tensor* first_bias = block.expand_bias ? block.expand_bias : block.depthwise_bias ? block.depthwise_bias : block.project_bias;
+    const auto [low, high] = bounds(block.activation);
+    const MbconvProblem problem{
+        .op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = channels_last, .x = address(dense(x, channels_last)),
+        .expand_weight = matrix(block.expand_weight), .expand_bias = matrix(block.expand_bias),
+        .depthwise_weight = taps_first ? block.depthwise_weight->const_data_ptr() : matrix(block.depthwise_weight), .depthwise_bias = matrix(block.depthwise_bias),
+        .project_weight = matrix(block.project_weight), .project_bias = matrix(block.project_bias),
+        .residual = block.residual ? address(dense(*block.residual, channels_last)) : nullptr, .out = out.mutable_data_ptr(),
+        .batch = s.depthwise.batch, .in_channels = x.size(1), .hidden = s.depthwise.in_channels, .out_channels = s.project.out_channels,
+        .height = s.depthwise.height, .width = s.depthwise.width, .out_height = s.depthwise.out_height, .out_width = s.depthwise.out_width,
+        .kernel = s.depthwise.kernel_height, .stride_y = block.window.stride[0], .stride_x = block.window.stride[1], .left = block.window.padding[0],
+        .top = block.window.padding[2], .low = low, .high = high,
+        .vectors_are_fp32 = first_bias && first_bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float,
+        .depthwise_taps_first = taps_first};
+    const Place place = place_of(x);
+    const Tensor workspace = empty_bytes(x, mbconv_workspace(problem, place.device));
+    launch_mbconv(problem, workspace.mutable_data_ptr(), place);
     return out;
   }
 };

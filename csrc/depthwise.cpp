@@ -47,10 +47,13 @@ void launch_depthwise(const DepthwiseProblem& p, Place place) {
 
   const int64_t grid = blocks(p, tile);
   if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have stride (" + std::to_string(p.stride_y) + ", " + std::to_string(p.stride_x) + ")");
+  const int64_t taps = p.kernel * p.kernel;
+  const auto [weight_channel, weight_tap] = p.taps_first ? std::pair<int64_t, int64_t>{1, p.channels} : std::pair<int64_t, int64_t>{taps, 1};
   const auto& [p0, p1, p2, p3] = p.tail.vectors;
   launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.out,
          int32_t(p.batch), int32_t(p.channels), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width),
-         int32_t(p.stride_y), int32_t(p.stride_x), int32_t(p.left), int32_t(p.top), p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));
+         int32_t(p.stride_y), int32_t(p.stride_x), int32_t(p.left), int32_t(p.top), int32_t(weight_channel), int32_t(weight_tap),
+         p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));
 }
 
 }  // namespace effnet

@@ -11,6 +11,8 @@ namespace effnet {
 // Storage type and arithmetic. The order is the one of PRECISION_CODES in triton_src/_variant.py.
 enum class Precision { fp16, bf16, tf32, fp32 };
 
+inline int64_t bytes_of_element(Precision precision) { return precision == Precision::fp16 || precision == Precision::bf16 ? 2 : 4; }
+
 // y = activation((accumulator - mean) / sqrt(var + eps) * weight + bias + residual), or with a bias alone.
 struct Tail {
   const void* vectors[4] = {};  // batch norm's weight, bias, mean, var; or the bias in the first; or nothing
@@ -41,6 +43,7 @@ struct DepthwiseProblem {
   int64_t batch, channels, height, width, out_height, out_width, kernel;
   int64_t stride_y, stride_x, left, top;
   Tail tail;
+  bool taps_first = false;  // the weight lies as (kernel * kernel, channels), else as (channels, kernel * kernel)
   const char* variant = nullptr;
 };
 
@@ -67,10 +70,34 @@ struct LinearProblem {
   const char* variant = nullptr;
 };
 
+// project(depthwise(expand(x))) + residual, biases folded in, activations after the first two.
+struct MbconvProblem {
+  const char* op;
+  Precision precision;
+  bool channels_last;
+  const void* x;
+  const void *expand_weight, *expand_bias;  // without weight there is no such step, and hidden = in_channels
+  const void *depthwise_weight, *depthwise_bias;
+  const void *project_weight, *project_bias;
+  const void* residual;
+  void* out;
+  int64_t batch, in_channels, hidden, out_channels, height, width, out_height, out_width, kernel;
+  int64_t stride_y, stride_x, left, top;
+  float low, high;                // the activation as a clamp
+  bool vectors_are_fp32 = false;  // else the biases have x's type
+  bool depthwise_taps_first = false;
+  const char* variant = nullptr;  // of a kernel that computes the whole block
+};
+
 void launch_pointwise(const PointwiseProblem& problem, Place place);
 void launch_pointwise_pool(const PointwiseProblem& problem, Place place);
 void launch_depthwise(const DepthwiseProblem& problem, Place place);
 void launch_conv(const ConvProblem& problem, Place place);
 void launch_linear(const LinearProblem& problem, Place place);
+
+// How many bytes launch_mbconv wants to use between its kernels: 0 where one kernel does it all. Depends on no address but
+// on whether addresses are aligned.
+int64_t mbconv_workspace(const MbconvProblem& problem, int device);
+void launch_mbconv(const MbconvProblem& problem, void* workspace, Place place);
 
 }  // namespace effnet

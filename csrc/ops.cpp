@@ -20,4 +20,7 @@ STABLE_TORCH_LIBRARY(effnet, m) {
   m.def("conv(Tensor x, Tensor weight, Tensor? bias=None, int[2] stride=2, int[4] padding=1, str activation='none', MemoryFormat? memory_format=None) -> Tensor");
   m.def("pointwise_pool(Tensor x, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+
+  // A whole MBConv block: pointwise(depthwise(pointwise(x, expand, activation), activation), project) + residual.
+  m.def("mbconv(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, Tensor? residual=None, int[2] stride=1, int[4] padding=1, str activation='relu6') -> Tensor");
 }

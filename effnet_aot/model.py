@@ -180,11 +180,8 @@ class ModelNew(FoldedModule):
 
 
 def run_block(x, block):
-    ops = torch.ops.effnet
-    if block.expand is not None:
-        x = ops.pointwise.default(x, *block.expand, None, "relu6")
-    x = ops.depthwise.default(x, *block.depthwise, block.stride, block.padding, "relu6")
-    return ops.pointwise.default(x, *block.project)
+    expand = block.expand or (None, None)
+    return torch.ops.effnet.mbconv.default(x, *expand, *block.depthwise, *block.project, None, block.stride, block.padding, "relu6")
 
 
 def statistics(bn):

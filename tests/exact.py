@@ -4,20 +4,22 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from op_cases import ACTIVATIONS, numbers
 from torch import Tensor
 
-ACTIVATIONS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}
 
 
 class Exact(NamedTuple):
     value: Tensor
     magnitude: Tensor  # what the terms of an element add up to in absolute value
     terms: int  # products that an element's sum is made of
+    maps: int = 0  # that are rounded on the way to the result
 
     def bound(self, dtype: torch.dtype, tf32: bool) -> Tensor:
         """The classical bound of a rounded sum, for every element: an ulp of the result, and of each addition and product
         an ulp of float32 times what the terms add up to. TF32 rounds both factors of a product, by 2^-11 each."""
         arithmetic = (self.terms + 8) * 2.0**-23 + (2.0**-10 if tf32 else 0.0)
+        arithmetic += self.maps * torch.finfo(dtype).eps
         bound = torch.finfo(dtype).eps * self.value.abs() + arithmetic * self.magnitude
         bound += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # what subnormal numbers are multiples of
         return bound.nan_to_num(nan=torch.inf)  # 0 * inf: an infinite term that an activation hid
@@ -70,13 +72,32 @@ def exact(
     return Exact(value, magnitude, terms)
 
 
+def exact_mbconv(args: dict) -> Exact:
+    """A chain of three. Activations and residual do not make errors larger, convolutions as their weights' magnitudes do."""
+    x, activation = args["x"], args.get("activation", "relu6")
+    window = {name: numbers(args.get(name, 1), count) for name, count in (("stride", 2), ("padding", 4))}
+    steps = [("depthwise", {"depthwise": True, "activation": activation, **window}), ("project", {"residual": args.get("residual")})]
+    if args.get("expand_weight") is not None:
+        steps.insert(0, ("expand", {"activation": activation}))
+    value = magnitude = x
+    terms = 0
+    for name, options in steps:
+        weight, bias = args[f"{name}_weight"], args.get(f"{name}_bias")
+        step = exact(value, weight, bias=bias, **options)
+        above = {key: options[key].abs() if key == "residual" and options[key] is not None else options[key] for key in options if key != "activation"}
+        magnitude = exact(magnitude.abs(), weight.abs(), bias=None if bias is None else bias.abs(), **above).value
+        value, terms = step.value, terms + step.terms + 8
+    return Exact(value, magnitude, terms, maps=len(steps) - 1)
+
+
 def exact_call(op: str, args: dict) -> Exact:
     """The same for a call of torch.ops.effnet.<op>, with its arguments by name."""
+    if op == "mbconv":
+        return exact_mbconv(args)
     options = {name: args[name] for name in ("bias", "residual", "activation", "eps") if args.get(name) is not None}
     for name in ("stride", "padding"):
         if name in args:
-            numbers = args[name] if isinstance(args[name], (list, tuple)) else [args[name]]
-            options[name] = list(numbers) * ((2 if name == "stride" else 4) // len(numbers))
+            options[name] = numbers(args[name], 2 if name == "stride" else 4)
     if "bn_weight" in args:
         options["batch_norm"] = [args[f"bn_{name}"] for name in ("weight", "bias", "mean", "var")]
         options["activation"] = next((name for name in ("relu6", "relu") if name in op), "none")

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from op_cases import OPS, Case
+from op_cases import OPS, Case, MbconvCase, numbers
 from torch import Tensor
 
 DTYPES = {"cpu": [torch.float32, torch.float16, torch.bfloat16, torch.float64], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
@@ -37,15 +37,13 @@ class FuzzCall:
 
     def case(self):
         """The call as a Case, for PyTorch's answer; only of calls that an op took."""
-        weight, args = self.args["weight"], self.args
-
-        def numbers(name, count, default):
-            given = args.get(name, default)
-            given = list(given) if isinstance(given, (list, tuple)) else [given]
-            return tuple(given * (count // len(given)))
-
+        args = self.args
+        stride, padding = tuple(numbers(args.get("stride", 1), 2)), tuple(numbers(args.get("padding", 0), 4))
+        if self.op == "mbconv":
+            return MbconvCase(tuple(args["x"].shape), None, args["project_weight"].shape[0], args["depthwise_weight"].shape[2], stride, padding)
+        weight = args["weight"]
         return Case(
-            self.op, tuple(args["x"].shape), weight.shape[0], tuple(weight.shape[2:]) or (1, 1), numbers("stride", 2, 1), numbers("padding", 4, 0),
+            self.op, tuple(args["x"].shape), weight.shape[0], tuple(weight.shape[2:]) or (1, 1), stride, padding,
             args.get("activation", "none"), bias=args.get("bias") is not None, residual=args.get("residual") is not None,
             matrix_weight=weight.dim() == 2, memory_format=args.get("memory_format"),
         )  # fmt: skip
@@ -79,11 +77,14 @@ def random_case(r, op):
     if op.startswith("pointwise"):
         return Case(op, (batch, channels, r.randint(1, 9), r.randint(1, 9)), out, matrix_weight=r.random() < 0.3, **options)
 
-    depthwise = op.startswith("depthwise")
+    depthwise = op.startswith(("depthwise", "mbconv"))
     kernel = (r.choice([3, 5]),) * 2 if depthwise else (r.randint(1, 5), r.randint(1, 5))
     left, right, top, bottom = (r.choice([0, 0, 1, 1, 2, 4]) for _ in range(4))
     height, width = (max(r.randint(1, 11), size - before - after) for size, before, after in zip(kernel, (top, left), (bottom, right)))
     stride = (r.randint(1, 2), r.randint(1, 2)) if depthwise else (r.randint(1, 3), r.randint(1, 3))
+    if op == "mbconv":
+        options |= {"residual": r.random() < 0.5, "matrix_weight": r.random() < 0.3, "taps_first": r.random() < 0.5}
+        return MbconvCase((batch, channels, height, width), r.choice([None, *CHANNELS]), out, kernel[0], stride, (left, right, top, bottom), **options)
     if op == "conv":
         channels = r.choice([1, 3, 4, 7])
         options["memory_format"] = r.choice([None, None, torch.contiguous_format, torch.channels_last])
@@ -93,7 +94,9 @@ def random_case(r, op):
 def add_special_values(r, call, case):
     """NaN and infinities, where PyTorch's answer does not depend on which of its algorithms runs: a weight meets the zeros of
     the padding in some, and the statistics of batch norm are multiplied out in different orders."""
-    names = [name for name in ("x", "residual", "bias", "bn_bias") if name in call.args] + ["weight"] * (not any(case.padding))
+    names = [name for name in ("x", "residual", "bias", "bn_bias", "project_bias") if call.args.get(name) is not None]
+    if "weight" in call.args and not any(case.padding):
+        names.append("weight")
     t = call.args[r.choice(names)].view(-1)
     for _ in range(r.randint(1, 3) if t.numel() else 0):
         t[r.randrange(t.numel())] = r.choice([math.nan, math.inf, -math.inf])

@@ -195,8 +195,10 @@ class Depthwise(Case):
         else:
             pixels, channels = out_h * out_w, n * c
         grid = ceil(pixels / self.c["BLOCK_P"]) * ceil(channels / self.c["BLOCK_C"])
-        tensors = [guarded(nhwc(x) if rows else x), guarded(weight), *map(guarded, vectors)]
-        out = self.launch(grid, tensors, y.numel(), (n, c, h, w, out_h, out_w, sy, sx, left, top), flags)
+        taps_first = self.case.get("taps_first", False)
+        lying, strides = (weight.flatten(1).t(), (1, c)) if taps_first else (weight, (kernel * kernel, 1))
+        tensors = [guarded(nhwc(x) if rows else x), guarded(lying), *map(guarded, vectors)]
+        out = self.launch(grid, tensors, y.numel(), (n, c, h, w, out_h, out_w, sy, sx, left, top, *strides), flags)
         self.compare(out.view(n, out_h, out_w, c).permute(0, 3, 1, 2) if rows else out.view(n, c, out_h, out_w), y)
 
 

@@ -1,6 +1,6 @@
 """One table of calls for all tests: shapes out of real networks and the weird ones, and what plain PyTorch makes of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -123,8 +123,106 @@ class Case:
         activation = self.activation
         if self.has_batch_norm:
             activation = next((name for name in ("relu6", "relu") if name in self.op), "none")
-        y = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}[activation](y)
+        y = ACTIVATIONS[activation](y)
         return y.mean((2, 3)) if self.op.endswith("_pool") else y
+
+
+    def pre_activation(self, args: dict) -> Tensor:
+        """What the activation is applied to."""
+        linear = replace(self, op=self.op.removesuffix("_pool").removesuffix("_relu6").removesuffix("_relu"), activation="none")
+        return linear.reference(args)
+
+
+@dataclass(frozen=True)
+class MbconvCase:
+    """A call of mbconv. `hidden` None: no expand step."""
+
+    x: tuple[int, ...]
+    hidden: int | None
+    out: int
+    kernel: int = 3
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (1, 1, 1, 1)
+    activation: str = "relu6"
+    bias: bool = True
+    residual: bool = False
+    matrix_weight: bool = False
+    wide_vectors: bool = False
+    taps_first: bool = False
+    op: str = "mbconv"
+    is_linear = False
+    memory_format = None
+
+    def __str__(self):
+        parts = [self.op, "x".join(map(str, self.x)), f"{self.hidden}to{self.out}", f"k{self.kernel}", f"s{self.stride[0]}{self.stride[1]}"]
+        parts += ["p" + "".join(map(str, self.padding)), self.activation]
+        parts += [flag for flag in ("residual", "matrix_weight", "wide_vectors", "taps_first") if getattr(self, flag)]
+        return "-".join(parts + ([] if self.bias else ["nobias"]))
+
+    def arguments(self, dtype=torch.float32, device="cpu", layout="contiguous", seed=0) -> dict:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape):
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        def pointwise(out, channels):
+            weight = normal(out, channels, 1, 1) / channels**0.5
+            return (weight.flatten(1) if self.matrix_weight else weight).to(device, dtype)
+
+        channels = self.hidden or self.x[1]
+        vector_dtype = torch.float32 if self.wide_vectors else dtype
+        args = {"x": lay_out(normal(*self.x).to(device, dtype), layout), "expand_weight": None, "expand_bias": None}
+        if self.hidden:
+            args["expand_weight"] = pointwise(channels, self.x[1])
+        depthwise = normal(channels, 1, self.kernel, self.kernel).to(device, dtype) / self.kernel
+        args["depthwise_weight"] = effnet_aot.ops.taps_first(depthwise) if self.taps_first else depthwise
+        args |= {"depthwise_bias": None, "project_weight": pointwise(self.out, channels), "project_bias": None}
+        if self.bias:
+            for name, length in (("expand_bias", channels), ("depthwise_bias", channels), ("project_bias", self.out)):
+                if self.hidden or name != "expand_bias":
+                    args[name] = normal(length).to(device, vector_dtype)
+        if self.residual:
+            args["residual"] = lay_out(normal(*self.out_shape()).to(device, dtype), layout)
+        return args | {"stride": list(self.stride), "padding": list(self.padding), "activation": self.activation}
+
+    def out_shape(self) -> tuple[int, ...]:
+        return Case("depthwise", self.x, self.out, (self.kernel, self.kernel), self.stride, self.padding).out_shape()
+
+    def call(self, args: dict) -> Tensor:
+        return torch.ops.effnet.mbconv(**args)
+
+    def reference(self, args: dict, dtype: torch.dtype | None = None) -> Tensor:
+        return self._steps(args, dtype)[-1]
+
+    def pre_activation(self, args: dict) -> Tensor:
+        return torch.cat([t.flatten() for t in self._steps(args)[:-1]])
+
+    def _steps(self, args, dtype=None):
+        """Both maps before their activations, and the result."""
+        args = {name: a.to(dtype) if dtype and isinstance(a, Tensor) else a for name, a in args.items()}
+        x, activation = args["x"], ACTIVATIONS[args.get("activation", "relu6")]
+        bias = {name: None if (b := args.get(f"{name}_bias")) is None else b.to(x.dtype) for name in ("expand", "depthwise", "project")}
+        weight, steps = args["depthwise_weight"], []
+        if args.get("expand_weight") is not None:
+            steps.append(F.conv2d(x, args["expand_weight"].reshape(weight.shape[0], -1, 1, 1), bias["expand"]))
+            x = activation(steps[-1])
+        padding, stride = (numbers(args.get(name, 1), count) for name, count in (("padding", 4), ("stride", 2)))
+        steps.append(F.conv2d(F.pad(x, padding), weight, bias["depthwise"], stride, groups=weight.shape[0]))
+        y = F.conv2d(activation(steps[-1]), args["project_weight"].reshape(-1, weight.shape[0], 1, 1), bias["project"])
+        return [*steps, y if args.get("residual") is None else y + args["residual"]]
+
+
+ACTIVATIONS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}
+
+
+def numbers(given, count: int) -> list[int]:
+    """One number for all directions, or all of them."""
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    return given * (count // len(given))
+
+
+def is_weight(name: str) -> bool:
+    return name.endswith("weight") and name != "bn_weight"
 
 
 def lay_out(t: Tensor, layout: str) -> Tensor:
@@ -199,6 +297,22 @@ def _linears(op, **options):
     return [Case(op, x, out, **options) for x, out in shapes]
 
 
+def _mbconvs():
+    table = [
+        ((2, 16, 12, 12), 96, 24, 3, (2, 2), (1, 1, 1, 1)),
+        ((2, 24, 7, 9), 144, 24, 3, (1, 1), (1, 1, 1, 1)),
+        ((2, 16, 14, 14), 48, 12, 5, (2, 2), (1, 2, 1, 2)),
+        ((1, 8, 9, 9), 16, 40, 5, (1, 1), (2, 2, 2, 2)),
+        ((2, 32, 10, 10), None, 16, 3, (1, 1), (1, 1, 1, 1)),
+        ((2, 8, 9, 7), None, 8, 3, (2, 2), (0, 1, 0, 1)),
+        ((2, 3, 5, 9), 7, 5, 3, (1, 2), (2, 0, 3, 1)),
+        ((3, 5, 1, 1), 10, 3, 3, (1, 1), (1, 1, 1, 1)),
+        ((2, 1, 3, 3), 1, 1, 3, (1, 1), (0, 0, 0, 0)),
+        ((0, 8, 6, 6), 16, 8, 3, (1, 1), (1, 1, 1, 1)),
+    ]
+    return [MbconvCase(*row) for row in table]
+
+
 CASES = [
     *_pointwise("pointwise_bn_relu6"),
     Case("pointwise_bn_relu6", (2, 16, 5, 5), 24, matrix_weight=True, wide_vectors=True),
@@ -226,6 +340,10 @@ CASES = [
     *_linears("linear_bias"),
     *_linears("linear", wide_vectors=True),
     Case("linear", (4, 24), 10, bias=False),
+    *_mbconvs(),
+    MbconvCase((2, 16, 8, 8), 64, 16, residual=True, wide_vectors=True, taps_first=True),
+    MbconvCase((2, 16, 8, 8), None, 16, residual=True, activation="relu", matrix_weight=True),
+    MbconvCase((2, 8, 7, 7), 24, 8, 5, (1, 1), (2, 2, 2, 2), activation="none", bias=False, taps_first=True),
 ]
 OPS = sorted({case.op for case in CASES})
 
@@ -248,10 +366,13 @@ SMALL = [
     Case("pointwise_pool", (2, 3, 4, 3), 5, bias=False),
     Case("linear", (3, 4), 5, wide_vectors=True),
     Case("linear", (3, 4), 5, bias=False),
+    MbconvCase((2, 3, 5, 6), 4, 3, 3, (1, 1), (1, 1, 1, 1), residual=True, wide_vectors=True),
+    MbconvCase((2, 3, 5, 6), 4, 2, 3, (2, 2), (0, 1, 0, 1), activation="relu", matrix_weight=True, taps_first=True),
+    MbconvCase((2, 3, 5, 6), None, 2, 3, (1, 2), activation="none", bias=False),
 ]
 
 
-def cases(*ops: str) -> list[Case]:
+def cases(*ops: str) -> list[Case | MbconvCase]:
     return [case for case in CASES if case.op in ops]
 
 

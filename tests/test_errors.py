@@ -3,7 +3,7 @@ effnet_aot/ops/rules.py). The table below is those words."""
 
 import pytest
 import torch
-from op_cases import OPS, SMALL, Case
+from op_cases import OPS, SMALL, Case, MbconvCase
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 PW = Case("pointwise", (2, 8, 4, 5), 6)
@@ -16,6 +16,9 @@ STEM = Case("conv_bn_relu", (2, 3, 6, 5), 8, (3, 3), (2, 2), (1, 1, 1, 1))
 POOL = Case("pointwise_pool", (2, 8, 4, 5), 6)
 LINEAR = Case("linear", (2, 8), 6)
 LINEAR_BIAS = Case("linear_bias", (2, 8), 6)
+BLOCK = MbconvCase((2, 8, 6, 5), 16, 6)
+NO_EXPAND = MbconvCase((2, 8, 6, 5), None, 6)
+RESIDUAL_BLOCK = MbconvCase((2, 8, 6, 5), 16, 8, residual=True)
 
 IMAGE = "x must be (N, C, H, W) with C, H and W at least 1"
 FLOATS = "x must be float16, bfloat16 or float32 (on the CPU also float64)"
@@ -29,6 +32,8 @@ h, i, d = torch.float16, torch.int64, torch.float64
 def t(*shape, dtype=torch.float32):
     return lambda device: torch.zeros(shape, dtype=dtype, device=device)
 
+
+HALF_BLOCK = {"x": (2, 8, 6, 5), "expand_weight": (16, 8), "expand_bias": (16,), "depthwise_weight": (16, 1, 3, 3), "project_weight": (6, 16), "project_bias": (6,)}
 
 # (a good call, what is changed in it, the error). Functions make tensors on the device under test.
 TABLE = [
@@ -96,9 +101,28 @@ TABLE = [
     (CONV, {"x": t(2, 3, 6, 1), "padding": [0, 1, 0, 0]}, "weight must have a kernel no larger than the padded input (6, 2), got (3, 3)"),
     (CONV, {"memory_format": torch.preserve_format}, "memory_format must be contiguous_format or channels_last, got preserve_format"),
     (CONV, {"memory_format": torch.channels_last_3d}, "memory_format must be contiguous_format or channels_last, got channels_last_3d"),
+    (BLOCK, {"x": t(8, 6, 5)}, f"{IMAGE}, got (8, 6, 5)"),
+    (BLOCK, {"x": t(2, 8, 6, 5, dtype=i)}, f"{FLOATS}, got int64"),
+    (BLOCK, {"x": t(2, 7, 6, 5)}, "expand_weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = 7, got (16, 8, 1, 1)"),
+    (BLOCK, {"expand_weight": t(16, 8, dtype=h)}, "expand_weight must be float32 like x, got float16"),
+    (BLOCK, {"expand_bias": t(8)}, "expand_bias must be (C_out,) with C_out = 16, got (8,)"),
+    (BLOCK, {"expand_weight": None}, "expand_bias must be None where expand_weight is, got (16,)"),
+    (BLOCK, {"depthwise_weight": t(8, 1, 3, 3)}, "depthwise_weight must be (C, 1, k, k) with C = 16 and k = 3 or 5, got (8, 1, 3, 3)"),
+    (NO_EXPAND, {"depthwise_weight": t(8, 3, 3)}, "depthwise_weight must be (C, 1, k, k) with C = 8 and k = 3 or 5, got (8, 3, 3)"),
+    (NO_EXPAND, {"x": t(8)}, f"{IMAGE}, got (8,)"),
+    (BLOCK, {"depthwise_bias": t(16, dtype=d)}, "depthwise_bias must be float32, got float64"),
+    (BLOCK, {"padding": 0, "x": t(2, 8, 2, 5)}, "depthwise_weight must have a kernel no larger than the padded input (2, 5), got (3, 3)"),
+    (BLOCK, {"stride": [3, 1]}, "stride must be 1 or 2 in each direction, got (3, 1)"),
+    (BLOCK, {"project_weight": t(6, 8)}, "project_weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = 16, got (6, 8)"),
+    (BLOCK, {"project_bias": t(16)}, "project_bias must be (C_out,) with C_out = 6, got (16,)"),
+    (RESIDUAL_BLOCK, {"residual": t(2, 8, 6, 4)}, "residual must be (2, 8, 6, 5) like the output, got (2, 8, 6, 4)"),
+    (BLOCK, {"activation": "silu"}, "activation must be 'none', 'relu' or 'relu6', got 'silu'"),
+    (BLOCK, {name: t(*shape, dtype=h) for name, shape in HALF_BLOCK.items()} | {"depthwise_bias": t(16)}, "depthwise_bias must be float16 like expand_bias, got float32"),
     # Several faults: the same one is named everywhere.
     (PW, {"activation": "gelu", "x": t(8), "bias": t(1)}, "activation must be 'none', 'relu' or 'relu6', got 'gelu'"),
     (CONV, {"x": t(2, 3, dtype=i), "stride": 0, "activation": "relu"}, "stride must be two numbers from 1 to 2147483647, got (0, 0)"),
+    (BLOCK, {"stride": 0, "activation": "gelu", "x": t(8)}, "activation must be 'none', 'relu' or 'relu6', got 'gelu'"),
+    (BLOCK, {"padding": -1, "x": t(8), "expand_weight": None}, f"padding must be four numbers (left, right, top, bottom) {NUMBERS}, got (-1, -1, -1, -1)"),
     (BN, {"eps": -1.0, "weight": t(6, 8, dtype=h), "bn_mean": t(3)}, "weight must be float32 like x, got float16"),
     (PROJECT, {"eps": -1.0, "residual": t(1), "bn_mean": t(3)}, "bn_mean must be (C_out,) with C_out = 6, got (3,)"),
 ]
@@ -118,7 +142,7 @@ def rejected(case: Case, changes: dict, args: dict, device: str) -> str:
 
 
 def ids(value):
-    return value.op if isinstance(value, Case) else value if isinstance(value, str) else ""
+    return value.op if isinstance(value, (Case, MbconvCase)) else value if isinstance(value, str) else ""
 
 
 @pytest.mark.parametrize("case, changes, expected", TABLE, ids=ids)
@@ -178,6 +202,8 @@ TOO_LARGE = [
     (DW, {"x": (1, 8, 2**14, 2**14)}, f"x {LIMIT}, got 2147483648"),
     (CONV, {"x": (1, 3, 1, 1), "padding": [2**31 - 1] * 4, "stride": [1, 1]}, f"the output {LIMIT}, got 9223372036854775807"),
     (CONV, {"x": (1, 3, 1, 1), "padding": [1, 1, 2**31 - 1, 1], "stride": [2**20, 1]}, f"the padded height of x {LIMIT}, got 2147483649"),
+    (BLOCK, {"x": (2**27, 8, 1, 1)}, f"the expanded map {LIMIT}, got 2147483648"),
+    (NO_EXPAND, {"x": (2**16, 8, 63, 63), "padding": [1, 2, 1, 2]}, f"the filtered map {LIMIT}, got 2147483648"),
     (LINEAR, {"x": (2**28, 8)}, f"x {LIMIT}, got 2147483648"),
     (LINEAR, {"x": (2**26, 8), "weight": (32, 8), "bias": (32,)}, f"the output {LIMIT}, got 2147483648"),
 ]

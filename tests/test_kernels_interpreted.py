@@ -68,6 +68,8 @@ CASES = {
         ],
         dict(variant="fp32_k3_nchw_generic_*", shape=(1, 3, 8, 9), stride=(2, 2), padding=(0, 1, 0, 1), epilogue="none"),
         dict(variant="fp32_k5_nhwc_generic_*", shape=(1, 3, 1, 1), stride=(1, 1), padding=(2, 2, 2, 2)),
+        dict(variant="fp16_*_generic_*", shape=(1, 37, 6, 5), stride=(1, 2), padding=(1, 1, 1, 1), taps_first=True),
+        dict(variant="fp16_k3_s1_rows_*", shape=(1, 40, 6, 5), stride=(1, 1), padding=(1, 1, 1, 1), taps_first=True),
         dict(variant="fp16_k3_*_generic_*", shape=(1, 4, 5, 5), stride=(1, 1), padding=(1, 1, 1, 1), activation="relu6",
              special=[(NAN, (0, 1, 0, 0)), (INF, (0, 2, 2, 2))]),
         *[

@@ -217,7 +217,7 @@ ARGUMENTS = [
      dict(residual=0, pixels=5 * 11, out_channels=29, in_channels=17)),
     ("pointwise_pool", dict(batch=3, height=5, width=11, in_channels=17, out_channels=29), dict(pixels=55, out_channels=29, in_channels=17)),
     ("depthwise", dict(batch=3, channels=19, height=23, width=31, kernel=5, stride_y=1, stride_x=2, left=4, right=7, top=6, bottom=9),
-     dict(batch=3, channels=19, height=23, width=31, out_height=34, out_width=19, stride_y=1, stride_x=2, left=4, top=6)),
+     dict(batch=3, channels=19, height=23, width=31, out_height=34, out_width=19, stride_y=1, stride_x=2, left=4, top=6, weight_channel=25, weight_tap=1)),
     ("conv", dict(batch=3, in_channels=5, height=37, width=41, out_channels=29, kernel_y=7, kernel_x=4, stride_y=3, stride_x=2, left=8, right=9, top=10, bottom=11),
      dict(in_channels=5, height=37, width=41, out_channels=29, out_height=18, out_width=28, kernel_y=7, kernel_x=4, stride_y=3, stride_x=2, left=8, top=10,
           x_image=5 * 37 * 41, x_channel=1, x_row=5 * 41, x_column=5, weight_out=5 * 28, weight_in=28, weight_row=4, weight_column=1)),

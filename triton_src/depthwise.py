@@ -4,7 +4,7 @@ Two ways to do it. `effnet_depthwise` computes a flat tile, every output from it
 holds: channels_last by pixels (of the whole batch) and channels, NCHW by planes and pixels of a plane; any stride.
 `effnet_depthwise_rows` (channels_last, the same stride in both directions) walks down an image: it loads an input row
 once for all the output rows that it touches, k loads an input row instead of k*k an output row.
-Padding is a run-time number; the arithmetic is float32 in every precision. A tap outside the image counts as 0 * w.
+Padding is a run-time number, and the weight is read through two strides: it may lie channel by channel or tap by tap. The arithmetic is float32 in every precision. A tap outside the image counts as 0 * w.
 """
 
 import triton
@@ -16,7 +16,7 @@ from ._variant import PRECISION_CODES, Variant
 
 @triton.jit
 def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
-                     stride_y, stride_x, left, top, eps, low, high, flags,
+                     stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
                      CHANNELS_LAST: tl.constexpr, KERNEL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     plane = out_height * out_width
     if CHANNELS_LAST:
@@ -50,7 +50,7 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
             y = first_y + ky
             z = first_x + kx
             inside = in_p & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-            w = tl.load(weight + c * (KERNEL * KERNEL) + (ky * KERNEL + kx), mask=in_c, other=0.0).to(tl.float32)
+            w = tl.load(weight + c * weight_channel + (ky * KERNEL + kx) * weight_tap, mask=in_c, other=0.0).to(tl.float32)
             if CHANNELS_LAST:
                 neighbour = ((image * height + y) * width + z)[:, None] * channels + c[None, :]
                 value = tl.load(x + neighbour, mask=inside[:, None] & in_c[None, :], other=0.0).to(tl.float32)
@@ -70,7 +70,7 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
 
 @triton.jit
 def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
-                          stride_y, stride_x, left, top, eps, low, high, flags,
+                          stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
                           KERNEL: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     column_tiles = tl.cdiv(out_width, BLOCK_P)
@@ -83,7 +83,7 @@ def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
     in_c = c < channels
     taps = ()
     for k in tl.static_range(KERNEL * KERNEL):
-        taps = taps + (tl.load(weight + c * (KERNEL * KERNEL) + k, mask=in_c, other=0.0).to(tl.float32),)
+        taps = taps + (tl.load(weight + c * weight_channel + k * weight_tap, mask=in_c, other=0.0).to(tl.float32),)
     sums = ()
     for r in tl.static_range(ROWS):
         sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
@@ -174,5 +174,5 @@ def walking(precision, kernel, stride, rows, block_p, block_c, warps, schedule="
 
 def signature(precision):
     pointers = ("x", "weight", "p0", "p1", "p2", "p3", "out")
-    numbers = ("batch", "channels", "height", "width", "out_height", "out_width", "stride_y", "stride_x", "left", "top")
+    numbers = ("batch", "channels", "height", "width", "out_height", "out_width", "stride_y", "stride_x", "left", "top", "weight_channel", "weight_tap")
     return {**{q: f"*{precision}" for q in pointers}, **{q: "i32" for q in numbers}, **PARAMETERS}

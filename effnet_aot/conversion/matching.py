@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, fx
 
-from ..fold import bias_dtype, fold_batch_norm
+from ..fold import bias_dtype, fold_batch_norm, stored
 from . import layers, vocabulary
 from .trace import Trace
 from .vocabulary import same_shape, size, value
@@ -79,7 +79,7 @@ def grow_convolution(node: fx.Node, conv: vocabulary.Convolution, traced: Trace,
     weight = constant(conv.weight, "weight", traced)
     weight = weight if weight.dim() == 4 else weight[:, :, None, None]
     op = convolution_op(value(x), weight, conv, padding)
-    folding = Folding(weight, None if conv.bias is None else constant(conv.bias, "bias", traced))
+    folding = Folding(weight, None if conv.bias is None else constant(conv.bias, "bias", traced), conv.groups)
     if conv.batch_norm is not None:
         folding.fold(conv.batch_norm, traced)
     residual, activation, pooled = conv.residual, conv.activation, conv.pool
@@ -152,8 +152,8 @@ def grow_linear(node: fx.Node, linear: vocabulary.Linear, traced: Trace) -> Matc
 class Folding:
     """A layer's weight and bias while batch norms are folded into them."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.dtype, self.shape = weight.dtype, weight.shape
+    def __init__(self, weight: Tensor, bias: Tensor | None, groups: int = 1):
+        self.dtype, self.shape, self.groups = weight.dtype, weight.shape, groups
         self.weight = weight.double().reshape(len(weight), -1, 1, 1)
         self.bias = None if bias is None else bias.double()
 
@@ -163,12 +163,12 @@ class Folding:
         scale = torch.ones_like(mean) if scale is None else scale
         shift = torch.zeros_like(mean) if shift is None else shift
         bn = SimpleNamespace(running_mean=mean, running_var=var, weight=scale, bias=shift, eps=norm.eps)
-        self.weight, self.bias = fold_batch_norm(SimpleNamespace(weight=self.weight), bn, torch.float64)
+        self.weight, self.bias = fold_batch_norm(SimpleNamespace(weight=self.weight, groups=1), bn, torch.float64)
 
     def result(self) -> tuple[Tensor, Tensor | None]:
         """Tensors of their own, of which the weight is rounded once."""
         weight = self.weight.reshape(self.shape).to(self.dtype, memory_format=torch.contiguous_format, copy=True)
-        return weight, None if self.bias is None else self.bias.to(bias_dtype(self.dtype), copy=True)
+        return stored(weight, self.groups), None if self.bias is None else self.bias.to(bias_dtype(self.dtype), copy=True)
 
 
 def is_foldable(norm: vocabulary.BatchNorm, x: fx.Node, traced: Trace) -> bool:

@@ -9,12 +9,13 @@ Common to all of them:
 * `padding` is (left, right, top, bottom), as in torch.nn.functional.pad, or one number for all four sides.
 * NaN and infinity propagate as in the torch.nn.functional composition that the formula names.
 * Wrong arguments raise RuntimeError "effnet::<op>: <what was expected>, got <what came>".
-* All are differentiable in every tensor argument. Under autocast x, weight and residual are cast, vectors are not.
+* All are differentiable in every tensor argument. Under autocast x, weights and residual are cast, vectors are not.
 """
 
 from .conv import conv, conv_bn_relu
 from .depthwise import depthwise, depthwise_bn_relu6
 from .linear import linear, linear_bias
+from .mbconv import mbconv, taps_first
 from .pointwise import pointwise, pointwise_bn, pointwise_bn_relu, pointwise_bn_relu6
 from .pointwise_pool import pointwise_bn_relu_pool, pointwise_pool
 
@@ -25,10 +26,12 @@ __all__ = [
     "depthwise_bn_relu6",
     "linear",
     "linear_bias",
+    "mbconv",
     "pointwise",
     "pointwise_bn",
     "pointwise_bn_relu",
     "pointwise_bn_relu6",
     "pointwise_bn_relu_pool",
     "pointwise_pool",
+    "taps_first",
 ]

@@ -40,7 +40,7 @@ def register(name: str, *, fake: Callable, setup_context: Callable, backward: Ca
 
 def _autocast_kernel(op, names: list[str], device_type: str, key: str) -> Callable:
     # torch.library.register_autocast would cast the batch norm vectors and the bias too.
-    cast_positions = {names.index(name) for name in ("x", "weight", "residual") if name in names}
+    cast_positions = {i for i, name in enumerate(names) if name in ("x", "residual") or (name.endswith("weight") and name != "bn_weight")}
     autocast_key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(_, *args):

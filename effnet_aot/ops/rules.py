@@ -36,6 +36,51 @@ class Convolution(NamedTuple):
     stride: Sequence[int] = (1, 1)
     padding: Sequence[int] = (0, 0, 0, 0)
     memory_format: torch.memory_format | None = None
+    # What the errors call x, the weight and bias (with "_weight" and "_bias" behind it), and the result.
+    x_name: str = "x"
+    prefix: str = ""
+    out_name: str = "the output"
+
+
+class Mbconv(NamedTuple):
+    """project(activation(depthwise(activation(expand(x))))) + residual, the expand step optional."""
+
+    op: str
+    x: Tensor
+    expand_weight: Tensor | None
+    expand_bias: Tensor | None
+    depthwise_weight: Tensor
+    depthwise_bias: Tensor | None
+    project_weight: Tensor
+    project_bias: Tensor | None
+    residual: Tensor | None = None
+    stride: Sequence[int] = (1, 1)
+    padding: Sequence[int] = (1, 1, 1, 1)
+    activation: str = "relu6"
+
+    # The steps on their inputs. All maps have x's format, also those of one pixel or one channel.
+
+    def expand(self, x: Tensor) -> Convolution:
+        return Convolution(
+            self.op, x, self.expand_weight, bias=self.expand_bias, activation=self.activation, memory_format=self.memory_format,
+            prefix="expand_", out_name="the expanded map",
+        )  # fmt: skip
+
+    def depthwise(self, x: Tensor) -> Convolution:
+        return Convolution(
+            self.op, x, self.depthwise_weight, bias=self.depthwise_bias, activation=self.activation, stride=self.stride, padding=self.padding,
+            memory_format=self.memory_format, x_name="x" if self.expand_weight is None else "the expanded map", prefix="depthwise_", out_name="the filtered map",
+        )  # fmt: skip
+
+    def project(self, x: Tensor) -> Convolution:
+        return Convolution(
+            self.op, x, self.project_weight, bias=self.project_bias, residual=self.residual, memory_format=self.memory_format,
+            x_name="the filtered map", prefix="project_",
+        )  # fmt: skip
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return format_of(self.x)
 
 
 def fail(op: str, expected: str, actual) -> NoReturn:
@@ -93,9 +138,9 @@ def check_indexable(op: str, name: str, sizes: Sequence[int]) -> None:
         fail(op, expected, min(numel, 2**63 - 1))
 
 
-def check_image(op: str, x: Tensor) -> None:
+def check_image(op: str, x: Tensor, name: str = "x") -> None:
     if x.dim() != 4 or any(size < 1 for size in x.shape[1:]):
-        fail(op, "x must be (N, C, H, W) with C, H and W at least 1", shape_of(x))
+        fail(op, f"{name} must be (N, C, H, W) with C, H and W at least 1", shape_of(x))
     check_input_dtype(op, x)
 
 
@@ -120,12 +165,12 @@ def check_convolution(c: Convolution, pooled: bool = False) -> tuple[int, int, i
     if c.batch_norm is not None:
         check_batch_norm(op, c.batch_norm, x, out_channels)
     if c.bias is not None:
-        check_vector(op, "bias", c.bias, x, "C_out", out_channels)
+        check_vector(op, f"{c.prefix}bias", c.bias, x, "C_out", out_channels)
 
     left, right, top, bottom = c.padding
     padded = (height + top + bottom, width + left + right)
     if kernel[0] > padded[0] or kernel[1] > padded[1]:
-        fail(op, f"weight must have a kernel no larger than the padded input {padded}", kernel)
+        fail(op, f"{c.prefix}weight must have a kernel no larger than the padded input {padded}", kernel)
     out = (batch, out_channels, *((p - k) // s + 1 for p, k, s in zip(padded, kernel, c.stride)))
 
     if c.residual is not None:
@@ -134,31 +179,31 @@ def check_convolution(c: Convolution, pooled: bool = False) -> tuple[int, int, i
             fail(op, f"residual must be {out} like the output", shape_of(c.residual))
 
     if x.device.type == "cuda":
-        check_indexable(op, "x", x.shape)
-        check_indexable(op, "weight", c.weight.shape)
-        check_indexable(op, "the output", out[:2] if pooled else out)
-        check_indexable(op, "the padded height of x", padded[:1])
-        check_indexable(op, "the padded width of x", padded[1:])
+        check_indexable(op, c.x_name, x.shape)
+        check_indexable(op, f"{c.prefix}weight", c.weight.shape)
+        check_indexable(op, c.out_name, out[:2] if pooled else out)
+        check_indexable(op, f"the padded height of {c.x_name}", padded[:1])
+        check_indexable(op, f"the padded width of {c.x_name}", padded[1:])
     return out
 
 
 def check_pointwise(c: Convolution, pooled: bool = False) -> tuple[int, int, int, int]:
     check_arguments(c)
-    check_image(c.op, c.x)
-    check_like_input(c.op, "weight", c.weight, c.x)
+    check_image(c.op, c.x, c.x_name)
+    check_like_input(c.op, f"{c.prefix}weight", c.weight, c.x)
     w, in_channels = c.weight.shape, c.x.shape[1]
     if not (len(w) == 2 or (len(w) == 4 and w[2] == 1 and w[3] == 1)) or w[0] < 1 or w[1] != in_channels:
-        fail(c.op, f"weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = {in_channels}", shape_of(c.weight))
+        fail(c.op, f"{c.prefix}weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = {in_channels}", shape_of(c.weight))
     return check_convolution(c, pooled)
 
 
 def check_depthwise(c: Convolution) -> tuple[int, int, int, int]:
     check_arguments(c)
-    check_image(c.op, c.x)
-    check_like_input(c.op, "weight", c.weight, c.x)
+    check_image(c.op, c.x, c.x_name)
+    check_like_input(c.op, f"{c.prefix}weight", c.weight, c.x)
     w, channels = c.weight.shape, c.x.shape[1]
     if len(w) != 4 or w[0] != channels or w[1] != 1 or w[2] != w[3] or w[2] not in (3, 5):
-        fail(c.op, f"weight must be (C, 1, k, k) with C = {channels} and k = 3 or 5", shape_of(c.weight))
+        fail(c.op, f"{c.prefix}weight must be (C, 1, k, k) with C = {channels} and k = 3 or 5", shape_of(c.weight))
     if max(c.stride) > 2:
         fail(c.op, "stride must be 1 or 2 in each direction", tuple(c.stride))
     return check_convolution(c)
@@ -166,12 +211,32 @@ def check_depthwise(c: Convolution) -> tuple[int, int, int, int]:
 
 def check_conv(c: Convolution) -> tuple[int, int, int, int]:
     check_arguments(c)
-    check_image(c.op, c.x)
-    check_like_input(c.op, "weight", c.weight, c.x)
+    check_image(c.op, c.x, c.x_name)
+    check_like_input(c.op, f"{c.prefix}weight", c.weight, c.x)
     w, in_channels = c.weight.shape, c.x.shape[1]
     if len(w) != 4 or w[0] < 1 or w[1] != in_channels or w[2] < 1 or w[3] < 1:
-        fail(c.op, f"weight must be (C_out, C_in, k_h, k_w) with C_in = {in_channels}", shape_of(c.weight))
+        fail(c.op, f"{c.prefix}weight must be (C_out, C_in, k_h, k_w) with C_in = {in_channels}", shape_of(c.weight))
     return check_convolution(c)
+
+
+def check_mbconv(c: Mbconv) -> Convolution:
+    """Returns the last step, whose output is the block's. A fused kernel stores no map between the steps, but is held to the
+    same limits."""
+    x = c.x
+    check_arguments(Convolution(c.op, x, c.depthwise_weight, activation=c.activation, stride=c.stride, padding=c.padding))
+    if c.expand_weight is not None:
+        expand = c.expand(x)
+        x = empty_image(expand, check_pointwise(expand))
+    elif c.expand_bias is not None:
+        fail(c.op, "expand_bias must be None where expand_weight is", shape_of(c.expand_bias))
+    depthwise = c.depthwise(x)
+    project = c.project(empty_image(depthwise, check_depthwise(depthwise)))
+    check_pointwise(project)
+    biases = [(name, t) for name in ("expand_bias", "depthwise_bias", "project_bias") if (t := getattr(c, name)) is not None]
+    for name, t in biases:
+        if t.dtype != biases[0][1].dtype:
+            fail(c.op, f"{name} must be {dtype_name(biases[0][1].dtype)} like {biases[0][0]}", dtype_name(t.dtype))
+    return project
 
 
 def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
@@ -191,14 +256,19 @@ def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tup
     return out
 
 
+def format_of(x: Tensor) -> torch.memory_format:
+    """The format that a result takes over from x. NCHW where both readings hold; what is dense in neither goes by its innermost
+    dimension."""
+    if x.dim() != 4 or x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last) or (x.shape[1] > 1 and x.stride(1) == 1):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 def is_channels_last(c: Convolution) -> bool:
-    """The output's format: what the call asks for, else the input's. NCHW where both readings hold; what is dense in
-    neither goes by its innermost dimension."""
-    if c.memory_format is not None:
-        return c.memory_format == torch.channels_last
-    if c.x.is_contiguous():
-        return False
-    return c.x.is_contiguous(memory_format=torch.channels_last) or (c.x.shape[1] > 1 and c.x.stride(1) == 1)
+    """The output's format: what the call asks for, else the input's."""
+    return (c.memory_format or format_of(c.x)) == torch.channels_last
 
 
 def empty_image(c: Convolution, shape: tuple[int, int, int, int]) -> Tensor:

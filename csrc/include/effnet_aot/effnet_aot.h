@@ -36,6 +36,7 @@ using Depthwise = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::str
 using Conv = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view, std::optional<at::MemoryFormat>);
 using PointwisePool = at::Tensor(T, T, O, std::string_view);
 using FoldedLinear = at::Tensor(T, T, O);
+using Mbconv = at::Tensor(T, O, O, T, O, T, O, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find(const char* name) {
@@ -120,6 +121,15 @@ inline at::Tensor pointwise_pool(const at::Tensor& x, const at::Tensor& weight, 
 inline at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias = std::nullopt) {
   static const auto op = detail::find<detail::FoldedLinear>("effnet::linear");
   return op.call(x, weight, bias);
+}
+
+// A whole block: project(depthwise(expand(x))) + residual, activation after the first two; std::nullopt: no expand.
+inline at::Tensor mbconv(const at::Tensor& x, const OptionalTensor& expand_weight, const OptionalTensor& expand_bias, const at::Tensor& depthwise_weight,
+                         const OptionalTensor& depthwise_bias, const at::Tensor& project_weight, const OptionalTensor& project_bias,
+                         const OptionalTensor& residual = std::nullopt, const Stride& stride = {1, 1}, const Padding& padding = {1, 1, 1, 1},
+                         std::string_view activation = "relu6") {
+  static const auto op = detail::find<detail::Mbconv>("effnet::mbconv");
+  return op.call(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, stride, padding, activation);
 }
 
 }  // namespace effnet
