@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <initializer_list>
 #include <limits>
 #include <optional>
@@ -164,16 +163,18 @@ std::string Meta::dtype_text() const { return effnet::dtype_text(dtype); }
 std::string Meta::device_text() const { return effnet::device_text(device_type, device_index); }
 
 Activation parse_activation(const char* op, StringHandle name) {
-  const char* text = nullptr;
-  TORCH_ERROR_CODE_CHECK(torch_string_c_str(name, &text));
-  std::optional<Activation> activation;
-  if (!std::strcmp(text, "none")) activation = Activation::none;
-  if (!std::strcmp(text, "relu")) activation = Activation::relu;
-  if (!std::strcmp(text, "relu6")) activation = Activation::relu6;
-  std::string actual = activation ? "" : "'" + std::string(text) + "'";
+  const char* data = nullptr;
+  size_t length = 0;
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(name, &data));
+  TORCH_ERROR_CODE_CHECK(torch_string_length(name, &length));
+  const std::string text(data, length);
   TORCH_ERROR_CODE_CHECK(torch_delete_string(name));
-  if (!activation) fail(op, "activation must be 'none', 'relu' or 'relu6'", actual);
-  return *activation;
+  if (text == "none") return Activation::none;
+  if (text == "relu") return Activation::relu;
+  if (text == "relu6") return Activation::relu6;
+  std::string actual;
+  for (char c : text) actual += c ? std::string(1, c) : "\\x00";  // which would end the message
+  fail(op, "activation must be 'none', 'relu' or 'relu6'", "'" + actual + "'");
 }
 
 Window window(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding) {

@@ -154,7 +154,7 @@ def spoil(r, call, device):
     elif kind == "padding":
         call.args["padding"] = r.choice([-1, 2**31, [1, 1, 1], [], [0, 0, 0, -2], [2**33, 0, 0, 0], 3])
     elif kind == "activation":
-        call.args["activation"] = r.choice(["gelu", "", "RELU", "none ", "tanh"])
+        call.args["activation"] = r.choice(["gelu", "", "RELU", "none ", "relu6\0", "tanh"])
     elif kind == "memory_format":
         call.args["memory_format"] = r.choice([torch.preserve_format, torch.channels_last_3d])
     call.faults.append(kind if kind in call.args else f"{kind} of {name}")

@@ -91,6 +91,7 @@ TABLE = [
     (PW, {"activation": "gelu"}, "activation must be 'none', 'relu' or 'relu6', got 'gelu'"),
     (POOL, {"activation": ""}, "activation must be 'none', 'relu' or 'relu6', got ''"),
     (CONV, {"activation": "ReLU"}, "activation must be 'none', 'relu' or 'relu6', got 'ReLU'"),
+    (PW, {"activation": "relu6\0"}, r"activation must be 'none', 'relu' or 'relu6', got 'relu6\x00'"),
     (DW, {"stride": [3, 1]}, "stride must be 1 or 2 in each direction, got (3, 1)"),
     (DW, {"stride": 0}, "stride must be two numbers from 1 to 2147483647, got (0, 0)"),
     (CONV, {"stride": [-1, 1]}, "stride must be two numbers from 1 to 2147483647, got (-1, 1)"),

@@ -146,7 +146,7 @@ def check_image(op: str, x: Tensor, name: str = "x") -> None:
 
 def check_arguments(c: Convolution) -> None:
     if c.activation not in ACTIVATIONS:
-        fail(c.op, "activation must be 'none', 'relu' or 'relu6'", f"'{c.activation}'")
+        fail(c.op, "activation must be 'none', 'relu' or 'relu6'", "'{}'".format(c.activation.replace("\0", "\\x00")))
     if len(c.stride) != 2 or not all(1 <= s <= MAX_INT32 for s in c.stride):
         fail(c.op, "stride must be two numbers from 1 to 2147483647", tuple(c.stride))
     if len(c.padding) != 4 or not all(0 <= p <= MAX_INT32 for p in c.padding):
