@@ -90,4 +90,8 @@ class TileTable {
 
 constexpr int kPrecisions = 4;
 
+// The key of the ops whose variants differ in precision, layout and alignment: the 1x1 convolutions.
+constexpr int kLayoutKeys = kPrecisions * 4;
+inline int layout_key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
+
 }  // namespace effnet

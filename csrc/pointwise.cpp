@@ -4,10 +4,8 @@
 namespace effnet {
 namespace {
 
-int key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
-
 const TileTable& table() {
-  static const TileTable t("pointwise", kPrecisions * 4, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
+  static const TileTable t("pointwise", kLayoutKeys, [](const Variant& v) { return layout_key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
   return t;
 }
 
@@ -18,8 +16,8 @@ void launch_pointwise(const PointwiseProblem& p, Place place) {
   const bool rows = p.channels_last || p.pixels == 1;
   const int64_t pixels = rows ? p.batch * p.pixels : p.pixels, images = rows ? 1 : p.batch;
   const bool is_aligned = aligned({p.x, p.weight, p.out, p.tail.residual}, {p.in_channels, rows ? p.out_channels : p.pixels});
-  const int fitting = key(p.precision, rows, is_aligned);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, rows, false)})
+  const int fitting = layout_key(p.precision, rows, is_aligned);
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, layout_key(p.precision, rows, false)})
                                : table().choose(fitting, pixels, p.out_channels, images, device_info(place.device).multiprocessors);
 
   const int64_t grid = images * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);

@@ -4,10 +4,8 @@
 namespace effnet {
 namespace {
 
-int key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
-
 const TileTable& table() {
-  static const TileTable t("pointwise_pool", kPrecisions * 4, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
+  static const TileTable t("pointwise_pool", kLayoutKeys, [](const Variant& v) { return layout_key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
   return t;
 }
 
@@ -16,8 +14,8 @@ const TileTable& table() {
 void launch_pointwise_pool(const PointwiseProblem& p, Place place) {
   const bool rows = p.channels_last || p.pixels == 1;
   const bool is_aligned = rows && aligned({p.x, p.weight}, {p.in_channels});
-  const int fitting = key(p.precision, rows, is_aligned);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, rows, false)})
+  const int fitting = layout_key(p.precision, rows, is_aligned);
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, layout_key(p.precision, rows, false)})
                                : table().choose(fitting, 1, p.out_channels, p.batch, device_info(place.device).multiprocessors);
 
   const int64_t grid = p.batch * ceil_div(p.out_channels, tile.columns);
