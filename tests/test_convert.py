@@ -1,9 +1,12 @@
 """convert(): stock networks, the spellings that the graph may have, what is refused, and what can be done with the result."""
 
 import copy
-import io
+import os
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -482,11 +485,8 @@ def test_state_dict(pair, tmp_path):
 def test_copies(pair, device):
     converted = copy.deepcopy(pair[1]).to(device)
     x = images(2, 3, 33, 33, device=device)
-    file = io.BytesIO()
-    torch.save(converted, file)
-    file.seek(0)
     out = converted(x)
-    copies = [copy.deepcopy(converted), pickle.loads(pickle.dumps(converted)), torch.load(file, weights_only=False)]
+    copies = [copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))]
     for parameter in converted.parameters():
         parameter.zero_()
     for other in copies:
@@ -573,15 +573,29 @@ def test_compile(pair, device):
         torch.testing.assert_close(compiled(x[:3]), converted(x[:3]))
 
 
+LOADS = """
+import sys, torch, effnet_aot
+package, batches, results = sys.argv[1:]
+loaded = torch._inductor.aoti_load_package(package)
+torch.save([loaded(x) for x in torch.load(batches, weights_only=True)], results)
+"""
+
+
 @torch.no_grad()
 def test_aot_inductor(pair, tmp_path, device):
+    """Loaded by a process of its own, as a user would, and because what crashes there takes the whole session along."""
     converted = copy.deepcopy(pair[1]).to(device)
     x = images(4, 3, 33, 33, device=device)
     program = torch.export.export(converted, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "network.pt2"))
-    loaded = torch._inductor.aoti_load_package(path)
-    for batch in (x, x[:1]):
-        torch.testing.assert_close(loaded(batch), converted(batch))
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "network.pt2"))
+    batches, results = [x, x[:1].clone()], tmp_path / "results.pt"
+    torch.save(batches, tmp_path / "batches.pt")
+    path = os.pathsep.join([str(Path(effnet_aot.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-X", "faulthandler", "-c", LOADS, package, tmp_path / "batches.pt", results]
+    child = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr[-4000:]
+    for batch, result in zip(batches, torch.load(results, weights_only=True), strict=True):
+        torch.testing.assert_close(result, converted(batch))
 
 
 @gpu

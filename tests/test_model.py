@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import io
 import pickle
 
 import pytest
@@ -502,10 +501,7 @@ def test_copies_and_pickles():
     with torch.no_grad():
         want = model(x)
         assert len(pickle.dumps(model)) == size  # no folded weights inside
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False), copy.deepcopy(model.mbconv2)):
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model.mbconv2)):
             if isinstance(twin, ModelNew):
                 assert torch.equal(twin(x), want)
                 twin.conv1.weight.zero_()
