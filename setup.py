@@ -2,7 +2,10 @@
 
     triton_src/*.py  --effnet_aot/aot-->  cubins, PTX, registry.cpp, manifest.json
     csrc/*.cpp + the registry        -->  effnet_aot/lib/libeffnet_aot.so   (ops, kernels; stable ABI, no Python)
-    csrc/bindings.cpp                -->  effnet_aot/_C.*.so                (pybind11, linked to the library)
+    those of them that need no torch -->  effnet_aot/lib/libeffnet_aot_c.so (kernels, C API; for programs without torch)
+    csrc/bindings.cpp                -->  effnet_aot/_C.*.so                (pybind11, linked to the first)
+
+Both libraries hold the images: either is complete by itself, and loading the first must need nothing but torch.
 
 pip runs this file several times; only the build step gets as far as build_extensions(). Ninja is called directly, not
 through torch.utils.cpp_extension: that imports torch (seconds in every one of pip's processes), links torch_python, and
@@ -12,6 +15,7 @@ inherits the interpreter's own compiler and linker flags, absolute rpaths among 
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -27,7 +31,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class BuildNative(build_ext):
-    """Builds both libraries with ninja, and puts them, the manifest and what C++ programs need into the package."""
+    """Builds the libraries with ninja, and puts them, the manifest and what C++ programs need into the package."""
 
     def build_extensions(self):
         print(f"building against {folder_of('torch')} and {folder_of('triton')}", flush=True)
@@ -63,7 +67,8 @@ class BuildNative(build_ext):
         from ninja.ninja_syntax import Writer
 
         torch, temp = folder_of("torch"), Path(self.build_temp)
-        library, module = temp / "libeffnet_aot.so", temp / Path(self.get_ext_filename("effnet_aot._C")).name
+        library, c_library = temp / "libeffnet_aot.so", temp / "libeffnet_aot_c.so"
+        module = temp / Path(self.get_ext_filename("effnet_aot._C")).name
         python_headers = sysconfig.get_path("include")
         if not Path(python_headers, "Python.h").exists():
             raise CompileError(f"no Python.h in {python_headers}; install the development package of this Python (python3-dev)")
@@ -99,18 +104,22 @@ class BuildNative(build_ext):
                 ninja.build(str(target), "link", objects, needs, variables={"flags": " ".join(flags)})
 
             sources = sorted(set(Path("csrc").glob("*.cpp")) - {Path("csrc/bindings.cpp")})
-            objects = [compile(source, for_library) for source in sources]
+            objects = {source: compile(source, for_library) for source in sources}
             # The registry includes the images with .incbin, which the assembler looks up and no depfile mentions.
-            objects.append(compile(kernels.registry_cpp, [*for_library, f"-Wa,-I{shlex.quote(str(kernels.blob.parent))}"], str(kernels.blob)))
+            registry = compile(kernels.registry_cpp, [*for_library, f"-Wa,-I{shlex.quote(str(kernels.blob.parent))}"], str(kernels.blob))
+            without_torch = [target for source, target in objects.items() if not includes_torch(source)]
             # -z defs: a symbol that libtorch_cpu and the C++ runtime do not have fails here, not on the user's machine.
-            link(library, objects, [f"-Wl,-soname,{library.name} -Wl,-z,defs -Wl,--as-needed",
-                                    f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -ldl -pthread"])
+            for name, parts, torch_cpu in (
+                (library, objects.values(), [f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"]),
+                (c_library, without_torch, []),
+            ):
+                link(name, [*parts, registry], [f"-Wl,-soname,{name.name} -Wl,-z,defs -Wl,--as-needed", *torch_cpu, "-ldl -pthread"])
             link(module, [compile("csrc/bindings.cpp", for_module)], [f"-L{temp} -l:{library.name} -Wl,-rpath,'$$ORIGIN/lib'"], str(library))
 
         jobs = os.environ.get("MAX_JOBS")
         if subprocess.run([Path(BIN_DIR, "ninja"), "-f", temp / "build.ninja", *(["-j", jobs] if jobs else [])]).returncode:
             raise CompileError("the C++ sources did not compile; g++'s message is above")
-        return {f"lib/{library.name}": library, module.name: module}
+        return {f"lib/{library.name}": library, f"lib/{c_library.name}": c_library, module.name: module}
 
     def copy_extensions_to_source(self):  # pip install -e, build_ext --inplace
         for regular, inplace in self._get_output_mapping():
@@ -128,6 +137,12 @@ class BuildNative(build_ext):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).unlink(missing_ok=True)
         self.copy_file(str(source), str(target))
+
+
+def includes_torch(source):
+    """Whether a file of csrc/ includes torch's headers, itself or through others of csrc/."""
+    text = source.read_text()
+    return "#include <torch/" in text or any(includes_torch(source.with_name(name)) for name in re.findall(r'#include "(\w+\.h)"', text))
 
 
 def folder_of(package):

@@ -98,6 +98,15 @@ def test_library_needs_the_stable_abi_alone():
     assert dynamic_section(LIBRARY, "RPATH") == dynamic_section(LIBRARY, "RUNPATH") == []
 
 
+def test_library_for_c_needs_the_runtime_alone():
+    """No symbol of torch or CUDA: the C/C++ runtime, in versioned symbols."""
+    library = LIBRARY.with_name("libeffnet_aot_c.so")
+    assert [s for s in undefined_symbols(library) if "@" not in s] == []
+    assert set(dynamic_section(library, "NEEDED")) <= RUNTIME
+    assert dynamic_section(library, "SONAME") == ["libeffnet_aot_c.so"]
+    assert dynamic_section(library, "RPATH") == dynamic_section(library, "RUNPATH") == []
+
+
 def test_torch_abi_audit():
     """The tool's own judgement; it also knows since when torch has had each function that the library calls."""
     pytest.importorskip("torch_abi_audit")
@@ -107,7 +116,7 @@ def test_torch_abi_audit():
     report = json.loads(result.stdout)
     libraries = {Path(entry["path"]).name: entry["torch"] for entry in report["extensions"] + report["bundled_libs"]}
     module, library = libraries.pop(next(name for name in libraries if name.startswith("_C."))), libraries.pop("libeffnet_aot.so")
-    assert not module["uses_torch"] and not libraries
+    assert not module["uses_torch"] and not libraries.pop("libeffnet_aot_c.so")["uses_torch"] and not libraries
     assert library["stable"] and library["unknown_shim_symbols"] == []
     assert library["min_torch_version"] == f"{_C.build_info()['torch_target']}.0"
 

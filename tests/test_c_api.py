@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import stub_cuda
-import torch
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
 from test_launcher import BIAS, MEAN, OUT, PROBLEMS, RESIDUAL, SCALE, VAR, X, launch
@@ -51,9 +50,13 @@ def test_structs_are_those_of_the_ctypes_mirror(tmp_path):
     assert printed == expected
 
 
-def test_library_exports_what_the_header_declares():
+C_LIBRARY = Path(stub_cuda._library.PATH).with_name("libeffnet_aot_c.so")
+
+
+@pytest.mark.parametrize("library", [stub_cuda._library.PATH, C_LIBRARY], ids=lambda path: path.name)
+def test_library_exports_what_the_header_declares(library):
     declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
-    symbols = subprocess.run(["nm", "-D", "--defined-only", stub_cuda._library.PATH], capture_output=True, text=True, check=True).stdout
+    symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
     assert len(declared) == 10
     assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
 
@@ -175,6 +178,36 @@ def test_device_image_needs_a_buffer(stub):
     assert run.results[1]["error"] == f"effnet_device_image: size must be at least {len(image) + 1}, got {len(image)}"
 
 
+# ---- the library without torch ----
+
+
+def test_library_without_torch_launches_the_same(stub):
+    """Each library in a process that has no torch; the first needs libtorch_cpu to load, the second nothing."""
+    calls = [launch(op) for op in PROBLEMS]
+    ours, theirs = stub.run(*calls).assert_ok(), stub.run(*calls, library=C_LIBRARY, dependencies=()).assert_ok()
+    assert len(theirs.kernels) == len(ours.kernels) == len(effnet_aot.kernels())
+    assert [(r["kernel"], r["grid"], r["parameters"]) for r in theirs.launches] == [(r["kernel"], r["grid"], r["parameters"]) for r in ours.launches]
+    refused = [launch("pointwise", x=None), ["device_image", 7]]
+    assert stub.run(*refused, library=C_LIBRARY, dependencies=()).results == stub.run(*refused).results
+
+
+def test_c_project_with_cmake(tmp_path, stub):
+    """A project without C++ takes the C library from the CMake package, and finds nothing of torch."""
+    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    assert cmake, "the test extra has cmake"
+    shutil.copy(EXAMPLE / "pointwise.c", tmp_path)
+    tmp_path.joinpath("CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(app C)\nfind_package(effnet_aot CONFIG REQUIRED)\n"
+        "add_executable(app pointwise.c)\ntarget_link_libraries(app PRIVATE effnet_aot::effnet_aot_c dl m)\n"
+    )
+    configure = [cmake, "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={effnet_aot.cmake_prefix_path}", f"-DCMAKE_C_COMPILER={CC}"]
+    for command in (configure, [cmake, "--build", tmp_path / "build"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([tmp_path / "build/app"], env=stub.environment(stub.new_log(), emulate="1"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # ---- the example ----
 
 
@@ -182,9 +215,15 @@ def test_device_image_needs_a_buffer(stub):
 def example(tmp_path_factory):
     folder = tmp_path_factory.mktemp("example") / "c"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("pointwise"))
-    folders = [f"EFFNET={Path(effnet_aot.__file__).parent}", f"TORCH={Path(torch.__file__).parent}"]  # also where nothing is installed
-    subprocess.run(["make", "-s", "-C", folder, f"PYTHON={sys.executable}", f"CC={CC}", *folders, "CFLAGS=-O2 -Wall -Wextra -Werror"], check=True)
+    effnet = f"EFFNET={Path(effnet_aot.__file__).parent}"  # also where nothing is installed
+    subprocess.run(["make", "-s", "-C", folder, f"PYTHON={sys.executable}", f"CC={CC}", effnet, "CFLAGS=-O2 -Wall -Wextra -Werror"], check=True)
     return folder / "pointwise"
+
+
+def test_example_needs_no_torch(stub, example):
+    needed = subprocess.run(["ldd", example], env=stub.environment(stub.new_log()), capture_output=True, text=True, check=True).stdout
+    assert "libeffnet_aot_c.so => " in needed and "not found" not in needed
+    assert not re.search("torch|c10|cuda|python|libeffnet_aot.so", needed.replace(str(C_LIBRARY.parent), ""))
 
 
 def test_example_against_the_stub(stub, example):

@@ -86,7 +86,8 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
     headers = {f"effnet_aot/{p.relative_to(ROOT / 'csrc')}" for p in (ROOT / "csrc/include").rglob("*.h")}
     (binding,) = (n for n in names if re.fullmatch(r"effnet_aot/_C\..*\.so", n))
     cmake = {f"effnet_aot/share/cmake/effnet_aot/{p.name}" for p in (ROOT / "csrc/cmake").iterdir()}
-    expected = modules | headers | cmake | {binding, "effnet_aot/lib/libeffnet_aot.so", "effnet_aot/manifest.json"}
+    libraries = {f"effnet_aot/lib/{name}" for name in ("libeffnet_aot.so", "libeffnet_aot_c.so")}
+    expected = modules | headers | cmake | libraries | {binding, "effnet_aot/manifest.json"}
     assert {n for n in names if ".dist-info/" not in n} == expected
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
     assert re.fullmatch(r"effnet_aot-.*-cp3\d+-cp3\d+-linux_\w+\.whl", wheel.name)
