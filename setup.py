@@ -33,6 +33,13 @@ ROOT = Path(__file__).resolve().parent
 class BuildNative(build_ext):
     """Builds the libraries with ninja, and puts them, the manifest and what C++ programs need into the package."""
 
+    # For effnet_aot/tune/bundle.py.
+    user_options = [*build_ext.user_options, ("candidates=", None, "build in what tuning tries: OP,...:PRECISION,..., where nothing means all")]
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.candidates = None
+
     def build_extensions(self):
         print(f"building against {folder_of('torch')} and {folder_of('triton')}", flush=True)
         kernels = self.compile_kernels()
@@ -56,7 +63,8 @@ class BuildNative(build_ext):
 
         cache = os.environ.get("EFFNET_AOT_CACHE") or ROOT / "build/kernels"
         try:
-            return build_kernels(Path(self.build_temp, "kernels"), cache)
+            tried = None if self.candidates is None else [part.split(",") if part else None for part in self.candidates.split(":")]
+            return build_kernels(Path(self.build_temp, "kernels"), cache, candidates=tried)
         except BuildError as error:
             raise CompileError(str(error)) from error
 

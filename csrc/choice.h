@@ -1,16 +1,19 @@
-// How the ops choose among their variants.
+// How the ops choose among their variants: by the tuning table where it has the problem's shape, else by a rule of thumb.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "kernels.h"
+#include "tuning.h"
 
 namespace effnet {
 
@@ -37,6 +40,13 @@ struct Tile {
   int rows, columns;
 };
 
+// A problem as the tuning table knows it. What the variant's key says already (precision) need not be among the extents;
+// a layout must, so that one table can hold both.
+struct Shape {
+  int64_t batch;
+  std::initializer_list<Extent> extents;
+};
+
 // The variants of one op, sorted by a key that the op computes from attributes, once per process.
 class TileTable {
  public:
@@ -45,6 +55,14 @@ class TileTable {
   TileTable(const char* op, int keys, Key key, const char* rows, const char* columns) : op_(op), tiles_(keys) {
     for (const Variant& v : variants())
       if (v.op == std::string_view(op)) tiles_.at(key(v)).push_back({&v, v[rows], v[columns]});
+    for (const Tuned& line : tuned()) {
+      if (line.op != std::string_view(op)) continue;
+      const Tile* tile = nullptr;
+      for (const auto& tiles : tiles_)
+        for (const Tile& t : tiles)
+          if (t.variant->index == line.variant) tile = &t;
+      lines_[hash(line.capability, line.shape)].push_back({&line, tile});
+    }
   }
 
   // The tile of the variant that the caller named, among those of the keys that serve the problem (the best one's and
@@ -62,30 +80,106 @@ class TileTable {
   }
 
   // The tile that should finish first: whole waves of blocks over the GPU, each as long as its work plus a fixed latency.
-  // `blocks(tile)` is how many blocks the problem takes, 0 where the variant does not fit; `work(tile)` is a block's.
+  // `blocks(tile)` is how many blocks the problem takes, 0 where the variant does not fit; `work(tile)` is a block's. Null
+  // where none fits. Knows the default variants alone, not the tuning table.
   template <class Blocks, class Work>
-  const Tile& choose(int key, int multiprocessors, Blocks blocks, Work work) const {
+  const Tile* find(int key, int multiprocessors, Blocks blocks, Work work) const {
     constexpr int64_t kLatency = 2048;  // elements of a tile that cost as much as starting one
     const Tile* best = nullptr;
     int64_t best_cost = std::numeric_limits<int64_t>::max();
     for (const Tile& tile : tiles_.at(key)) {
+      if (!tile.variant->is_default) continue;
       const int64_t count = blocks(tile);
       const int64_t cost = ceil_div(count, multiprocessors) * (work(tile) + kLatency);
       if (count > 0 && cost < best_cost) best = &tile, best_cost = cost;
     }
-    if (!best) throw Error(Failure::no_image, std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
-    return *best;
+    return best;
+  }
+
+  // What the tuning table says of the shape, else what find() does.
+  template <class Blocks, class Work>
+  const Tile& choose(int key, int device, const Shape& shape, Blocks blocks, Work work) const {
+    const Tile* tile = pick(key, device, shape, blocks, [&] { return find(key, device_info(device).multiprocessors, blocks, work); }, /*or_none=*/false);
+    if (!tile) throw Error(Failure::no_image, std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
+    return *tile;
+  }
+
+  // The same for an op that can do without these kernels, which null stands for: `otherwise()` decides where the table does not.
+  template <class Blocks, class Rule>
+  const Tile* choose_or_none(int key, int device, const Shape& shape, Blocks blocks, Rule otherwise) const {
+    return pick(key, device, shape, blocks, otherwise, /*or_none=*/true);
   }
 
   // For an output that is so many images of rows by columns, and work that grows with the tile's area.
-  const Tile& choose(int key, int64_t rows, int64_t columns, int64_t images, int multiprocessors) const {
-    return choose(key, multiprocessors, [&](const Tile& t) { return images * ceil_div(rows, t.rows) * ceil_div(columns, t.columns); },
+  const Tile& choose(int key, int device, const Shape& shape, int64_t rows, int64_t columns, int64_t images) const {
+    return choose(key, device, shape, [&](const Tile& t) { return images * ceil_div(rows, t.rows) * ceil_div(columns, t.columns); },
                   [](const Tile& t) { return int64_t{t.rows} * t.columns; });
   }
 
  private:
+  static constexpr const char* kNone = "none";  // in the table and for the tuner: no variant
+
+  struct Line {
+    const Tuned* tuned;
+    const Tile* tile;
+  };
+
+  template <class Blocks, class Rule>
+  const Tile* pick(int key, int device, const Shape& shape, Blocks blocks, Rule otherwise, bool or_none) const {
+    const auto& tiles = tiles_.at(key);
+    const Line* line = look_up(tiles, device, shape);
+    const Tile* chosen = line && (!line->tile || blocks(*line->tile) > 0) ? line->tile : otherwise();
+    if (!tuning_is_on()) [[likely]] return chosen;
+
+    // What the tuner asks for, where it fits; and a record of all that does.
+    const std::string wanted = wanted_variant(op_);
+    std::vector<const char*> fitting;
+    if (or_none) fitting.push_back(kNone);
+    for (const Tile& tile : tiles) {
+      if (blocks(tile) <= 0) continue;
+      fitting.push_back(tile.variant->name);
+      if (tile.variant->name == wanted) chosen = &tile;
+    }
+    if (or_none && wanted == kNone) chosen = nullptr;
+    record_choice(op_, shape.batch, {shape.extents.begin(), shape.extents.size()}, chosen ? chosen->variant->name : kNone, fitting);
+    return chosen;
+  }
+
+  template <class Extents>
+  static uint64_t hash(int capability, const Extents& extents) {
+    uint64_t h = 1469598103934665603u;  // FNV-1a over numbers
+    auto add = [&h](int64_t value) { h = (h ^ static_cast<uint64_t>(value)) * 1099511628211u; };
+    add(capability);
+    for (const Extent& e : extents) add(e.value);
+    return h;
+  }
+
+  // Among the table's batches for exactly this shape, the nearest one by ratio. The table is the one of the image that
+  // runs, not of the device: it tells apart the cubins of a GPU and the PTX that serves it just as well. `tiles` tell the
+  // precision and whether the addresses are aligned.
+  const Line* look_up(const std::vector<Tile>& tiles, int device, const Shape& shape) const {
+    if (lines_.empty()) return nullptr;
+    const Image* image = select_image(variants().front(), device_info(device).capability);
+    if (!image) return nullptr;
+    const auto found = lines_.find(hash(image->capability, shape.extents));
+    if (found == lines_.end() || tiles.empty()) return nullptr;
+    const std::string_view name = tiles.front().variant->name, precision = name.substr(0, name.find('_'));
+    const Line* best = nullptr;
+    double best_distance = std::numeric_limits<double>::infinity();
+    for (const Line& line : found->second) {
+      const bool here = line.tile ? line.tile >= tiles.data() && line.tile < tiles.data() + tiles.size() : line.tuned->precision == precision;
+      const bool same = here && line.tuned->capability == image->capability &&
+                        std::equal(shape.extents.begin(), shape.extents.end(), line.tuned->shape.begin(), line.tuned->shape.end(),
+                                   [](const Extent& a, const Extent& b) { return a.value == b.value && a.name == std::string_view(b.name); });
+      const double distance = std::abs(std::log(double(shape.batch) / double(line.tuned->batch)));
+      if (same && distance < best_distance) best = &line, best_distance = distance;
+    }
+    return best;
+  }
+
   const char* op_;
   std::vector<std::vector<Tile>> tiles_;
+  std::unordered_map<uint64_t, std::vector<Line>> lines_;  // of the tuning table
 };
 
 constexpr int kPrecisions = 4;

@@ -22,7 +22,10 @@ void launch_conv(const ConvProblem& p, Place place) {
   const int64_t pixels = p.out_height * p.out_width;
   const int fitting = key(p.precision, p.channels_last, is_aligned, is_3x3);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, p.channels_last, false, is_3x3), key(p.precision, p.channels_last, false, false)})
-                               : table().choose(fitting, pixels, p.out_channels, p.batch, device_info(place.device).multiprocessors);
+                               : table().choose(fitting, place.device,
+                                                {p.batch, {{"channels_last", p.channels_last}, {"in_channels", p.in_channels}, {"height", p.height}, {"width", p.width}, {"out_channels", p.out_channels},
+                                                           {"kernel_y", p.kernel_y}, {"kernel_x", p.kernel_x}, {"stride_y", p.stride_y}, {"stride_x", p.stride_x}}},
+                                                pixels, p.out_channels, p.batch);
 
   const int64_t grid = p.batch * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -43,7 +43,10 @@ void launch_depthwise(const DepthwiseProblem& p, Place place) {
   const bool is_aligned = p.channels_last && aligned({p.x, p.out}, {p.channels});
   const int fitting = key(precision, p.channels_last, is_aligned, p.kernel);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(precision, p.channels_last, false, p.kernel)})
-                               : table().choose(fitting, device_info(place.device).multiprocessors, [&](const Tile& t) { return blocks(p, t); }, work);
+                               : table().choose(fitting, place.device,
+                                                {p.batch, {{"channels_last", p.channels_last}, {"channels", p.channels}, {"height", p.height}, {"width", p.width},
+                                                           {"kernel", p.kernel}, {"stride_y", p.stride_y}, {"stride_x", p.stride_x}}},
+                                                [&](const Tile& t) { return blocks(p, t); }, work);
 
   const int64_t grid = blocks(p, tile);
   if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have stride (" + std::to_string(p.stride_y) + ", " + std::to_string(p.stride_x) + ")");

@@ -18,7 +18,9 @@ void launch_pointwise(const PointwiseProblem& p, Place place) {
   const bool is_aligned = aligned({p.x, p.weight, p.out, p.tail.residual}, {p.in_channels, rows ? p.out_channels : p.pixels});
   const int fitting = layout_key(p.precision, rows, is_aligned);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, layout_key(p.precision, rows, false)})
-                               : table().choose(fitting, pixels, p.out_channels, images, device_info(place.device).multiprocessors);
+                               : table().choose(fitting, place.device,
+                                                {p.batch, {{"channels_last", rows}, {"pixels", p.pixels}, {"in_channels", p.in_channels}, {"out_channels", p.out_channels}, {"residual", p.tail.residual != nullptr}}},
+                                                pixels, p.out_channels, images);
 
   const int64_t grid = images * ceil_div(pixels, tile.rows) * ceil_div(p.out_channels, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -16,7 +16,9 @@ void launch_pointwise_pool(const PointwiseProblem& p, Place place) {
   const bool is_aligned = rows && aligned({p.x, p.weight}, {p.in_channels});
   const int fitting = layout_key(p.precision, rows, is_aligned);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, layout_key(p.precision, rows, false)})
-                               : table().choose(fitting, 1, p.out_channels, p.batch, device_info(place.device).multiprocessors);
+                               : table().choose(fitting, place.device,
+                                                {p.batch, {{"channels_last", rows}, {"pixels", p.pixels}, {"in_channels", p.in_channels}, {"out_channels", p.out_channels}}},
+                                                1, p.out_channels, p.batch);
 
   const int64_t grid = p.batch * ceil_div(p.out_channels, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string_view>
 
@@ -36,6 +37,7 @@ struct Variant {
   std::span<const Attribute> attributes;
   std::span<const Image> images;
   int index;  // in variants()
+  bool is_default = true;  // false: serves only shapes of which the tuning table says so
 
   // The value of an attribute, or -1 where this op's variants do not have it.
   int operator[](std::string_view attribute) const {
@@ -46,6 +48,24 @@ struct Variant {
 };
 
 std::span<const Variant> variants();
+
+// A number that decides which variant is fast for a problem, by name: {"in_channels", 24}.
+struct Extent {
+  const char* name;
+  int64_t value;
+};
+
+// A line of the tuning table: what was the fastest for this shape at this batch, by the images of this capability.
+struct Tuned {
+  int capability;
+  const char* op;
+  const char* precision;
+  int variant;  // in variants(), or -1: it is faster without one
+  int64_t batch;
+  std::span<const Extent> shape;
+};
+
+std::span<const Tuned> tuned();
 
 extern const char* const kTritonVersion;
 extern const char* const kPtxasVersion;

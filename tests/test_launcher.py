@@ -46,7 +46,7 @@ def few_images(tmp_path_factory):
     headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
     folder = tmp_path_factory.mktemp("few_images")
     csrc = stub_cuda.ROOT / "csrc"
-    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear")
+    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "tuning")
     sources = [csrc / f"{stem}.cpp" for stem in stems] + [stub_cuda.HERE / "few_images.cpp"]
 
     def compile(source):

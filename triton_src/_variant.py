@@ -30,6 +30,10 @@ class Variant:
     num_stages: int = 2
     loads: int = 2
 
+    @property
+    def precision(self):
+        return self.name.split("_")[0]
+
     def __str__(self):
         return f"{self.op}/{self.name}"
 

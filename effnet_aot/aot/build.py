@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .architectures import parse_archs
+from .candidates import admits, fits, is_conservative, tile
 from .compiler import cache_key, compile_variant, is_cached, source_digest, start_worker, tool_versions, work
 from .discover import discover
+from .errors import BuildError
 from .registry import Image, write_registry
+from .tables import NONE, read_tables
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -30,35 +33,89 @@ class BuildResult:
     compiled: int
 
 
-def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source_dir=PROJECT / "triton_src"):
-    """Compiles every variant in `source_dir` for the architectures `archs` (default: $EFFNET_AOT_ARCHS).
+def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source_dir=PROJECT / "triton_src", candidates=None):
+    """Compiles every variant in `source_dir` for the architectures `archs` (default: $EFFNET_AOT_ARCHS): the default ones
+    and those that the tuning tables in `source_dir`/tuned name for these architectures.
 
+    `candidates`, for tuning, is (ops, precisions), each a list or None for all: what these have to try, instead of the tables.
     `jobs` compilers run at once (default: $MAX_JOBS or the number of cores). Raises BuildError, naming what failed.
     """
     targets = parse_archs(os.environ.get("EFFNET_AOT_ARCHS") if archs is None else archs)
     out_dir, cache_dir, source_dir = Path(out_dir), Path(cache_dir), Path(source_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    variants = discover(source_dir)
+    defaults, known = discover(source_dir), discover(source_dir, candidates=True)
+    if repeated := {str(v) for v in known} & {str(v) for v in defaults}:
+        raise BuildError(f"a candidate has the name of a variant: {', '.join(sorted(repeated))}")
     versions = tool_versions()
-    digests = {op: source_digest(source_dir, op) for op in {v.op for v in variants}}
+    digests = {op: source_digest(source_dir, op) for op in {v.op for v in defaults}}
+    jobs = jobs or int(os.environ.get("MAX_JOBS") or 0) or os.cpu_count()
 
     def cached(variant, target):
         return cache_dir / cache_key(variant, target.capability, versions, digests[variant.op])
 
-    # A cubin and the PTX of the same capability come out of one compilation.
-    wanted = {cached(v, t): (str(v), t.capability) for v in variants for t in targets}
-    missing = [(name, capability, path) for path, (name, capability) in wanted.items() if not is_cached(path)]
-    compile_all(missing, source_dir, jobs or int(os.environ.get("MAX_JOBS") or 0) or os.cpu_count(), quiet)
+    def compiled(variants):
+        """How many of them were not in the cache. A cubin and the PTX of the same capability come out of one compilation."""
+        wanted = {cached(v, t): (str(v), t.capability) for v in variants for t in targets}
+        missing = [(name, capability, path) for path, (name, capability) in wanted.items() if not is_cached(path)]
+        compile_all(missing, source_dir, jobs, quiet)
+        return len(missing)
 
+    def reports(variant):
+        return {target: json.loads(cached(variant, target).with_suffix(".json").read_text()) for target in targets}
+
+    count = compiled(defaults)
+    if candidates is not None:
+        tried = [v for v in select(known, *candidates) if cached(v, targets[0]) not in {cached(d, targets[0]) for d in defaults}]
+        count += compiled([v for v in tried if is_conservative(v)])
+        registers = {tile(v): scarcest(reports(v)) for v in [*tried, *defaults] if (v.num_warps, v.num_stages) == (4, 2)}
+        admitted = [v for v in tried if admits(v, registers.get(tile(v)))]
+        count += compiled(admitted)
+        added, tuned = [v for v in admitted if all(fits(target, report) for target, report in reports(v).items())], []
+        if not quiet:
+            print(f"{len(added)} candidates; {len(tried) - len(admitted)} not worth a try by their registers, {len(admitted) - len(added)} do not fit", flush=True)
+    else:
+        added, tuned = tabled(read_tables(source_dir / "tuned"), {t.capability for t in targets}, defaults, known)
+        count += compiled(added)
+
+    variants = sorted([*defaults, *added], key=lambda v: v.op)
     images = []
     for variant in variants:
-        for target in targets:
-            path = cached(variant, target)
-            report = json.loads(path.with_suffix(".json").read_text())
-            images.append(Image(variant, target, path.with_suffix("." + target.kind).read_bytes(), **report))
-    registry_cpp, blob, manifest = write_registry(out_dir, variants, images, versions)
-    return BuildResult(registry_cpp, blob, manifest, include_dirs(), len(missing))
+        for target, report in reports(variant).items():
+            images.append(Image(variant, target, cached(variant, target).with_suffix("." + target.kind).read_bytes(), **report))
+    registry_cpp, blob, manifest = write_registry(out_dir, variants, images, versions, {str(v) for v in defaults}, tuned)
+    return BuildResult(registry_cpp, blob, manifest, include_dirs(), count)
+
+
+def select(known, ops=None, precisions=None):
+    """The candidates of these ops and precisions; tf32 means fp32 for an op that does not tell them apart."""
+    if unknown := set(ops or ()) - {v.op for v in known}:
+        raise BuildError(f"no candidates of {', '.join(sorted(unknown))}; there are those of {', '.join(sorted({v.op for v in known}))}")
+    distinct = {(v.op, v.precision) for v in known}
+
+    def is_wanted(v):
+        stands_for = {v.precision} | ({"tf32"} if v.precision == "fp32" and (v.op, "tf32") not in distinct else set())
+        return (ops is None or v.op in ops) and (precisions is None or bool(stands_for & set(precisions)))
+
+    return [v for v in known if is_wanted(v)]
+
+
+def scarcest(reports):
+    """The most registers of any target, or None where one of them spills."""
+    return None if any(r["spills"] for r in reports.values()) else max(r["registers"] for r in reports.values())
+
+
+def tabled(tables, capabilities, defaults, known):
+    """(candidates that the tables name, lines that name something) for the capabilities that are built."""
+    lines = [line for table in tables if table.capability in capabilities for line in table.lines]
+    by_name = {str(v): v for v in [*defaults, *known]}
+    gone = {name for line in lines if (name := f"{line.op}/{line.variant}") not in by_name and line.variant != NONE}
+    if gone:  # no error, or the kernels could not be worked on without a GPU at hand
+        print(f"warning: the tuning tables name variants that are gone, so the default serves: {', '.join(sorted(gone))}", file=sys.stderr)
+    lines = [line for line in lines if f"{line.op}/{line.variant}" not in gone]
+    names = dict.fromkeys(f"{line.op}/{line.variant}" for line in lines if line.variant != NONE)
+    shipped = {str(v) for v in defaults}
+    return [by_name[name] for name in names if name not in shipped], lines
 
 
 def compile_all(missing, source_dir, jobs, quiet):

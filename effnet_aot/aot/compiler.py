@@ -99,7 +99,7 @@ def start_worker(source_dir, system_path):
     sys.path[:] = system_path
     from .discover import discover
 
-    _variants.update({str(v): v for v in discover(source_dir)})
+    _variants.update({str(v): v for v in discover(source_dir) + discover(source_dir, candidates=True)})
 
 
 def work(name, capability, path):

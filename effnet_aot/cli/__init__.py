@@ -4,7 +4,7 @@ its docstring's first line is its help."""
 import argparse
 import importlib
 
-COMMANDS = ["run", "bench", "info", "classify"]
+COMMANDS = ["run", "bench", "tune", "info", "classify"]
 
 
 def main(argv=None):

@@ -28,4 +28,5 @@ static const Variant kVariants[] = {
 };
 
 std::span<const Variant> variants() { return kVariants; }
+std::span<const Tuned> tuned() { return {}; }
 }  // namespace effnet

@@ -1,0 +1,192 @@
+"""Find the fastest variant for every shape: build the candidates anywhere, measure them on a GPU, ship what won.
+
+  python -m effnet_aot tune build --out bundle --archs 8.9 9.0 --shapes modelnew mobilenetv2_100
+  python -m effnet_aot tune measure --bundle bundle               # on the GPU; again with --image ptx for the 8.9 table
+  pip install .                                                   # compiles the tables' variants and choices into the library
+
+`build` needs a checkout and Triton, and no GPU. `measure` needs torch and a driver. The tables are triton_src/tuned/sm_90.json
+and so on, one for the images of a capability; a choice in them is replaced by one that is at least 2% faster.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as Printed
+
+from ..aot.architectures import SUPPORTED
+from ..aot.errors import BuildError
+from ..aot.tables import Table, path_of, read_table, read_tables, write_table
+from ..tune.bundle import CHECKOUT, FILES, PRECISIONS, build, package
+from ..tune.calls import MODELNEW, load, network_calls
+from . import positive
+
+TABLES = CHECKOUT / "triton_src" / "tuned"
+
+
+def add_arguments(parser):
+    commands = parser.add_subparsers(dest="action", metavar="action", required=True)
+    command = commands.add_parser("build", help="compile every candidate into a bundle")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the bundle")
+    command.add_argument("--ops", nargs="+", metavar="OP", help="whose candidates (default: of every op)")
+    command.add_argument("--archs", nargs="+", choices=SUPPORTED, default=["8.9", "9.0"], metavar="ARCH", help="default: 8.9 9.0; one PTX is always added")
+    command.add_argument("--dtypes", nargs="+", choices=PRECISIONS, default=["float16", "float32"], help="default: float16 float32, which is TF32")
+    command.add_argument("--shapes", nargs="+", default=[MODELNEW], metavar="NET", help="networks whose calls go along: modelnew, or models of timm or torchvision")
+    command.add_argument("--size", type=positive, help="height and width of their images (default: the network's own)")
+
+    command = commands.add_parser("measure", help="check and time the candidates of a bundle on this GPU")
+    command.add_argument("--bundle", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--shapes", nargs="+", metavar="NET", help="default: those of the bundle")
+    command.add_argument("--ops", nargs="+", metavar="OP", help="default: every op")
+    command.add_argument("--dtypes", nargs="+", choices=["float16", "bfloat16", "float32"], default=["float16", "float32"], help="default: float16 float32")
+    command.add_argument("--no-tf32", action="store_true", help="float32 in true float32, not on the tensor cores")
+    command.add_argument("--batches", type=positive, nargs="+", default=[1, 10, 32, 128], metavar="N", help="default: 1 10 32 128")
+    command.add_argument("--image", choices=["auto", "cubin", "ptx"], default="auto", help="ptx measures the table of GPUs that the PTX was made for")
+    command.add_argument("--out", type=Path, default=TABLES, metavar="FOLDER", help="where the table goes (default: triton_src/tuned)")
+    command.add_argument("--seconds", type=positive, help="stop after so long; the same command goes on from there")
+    command.add_argument("--in-bundle", action="store_true", help=argparse.SUPPRESS)  # the process that measures
+
+    command = commands.add_parser("show", help="print the tables")
+    command.add_argument("tables", type=Path, nargs="*", help="default: those of this checkout")
+    command.add_argument("--ops", nargs="+", metavar="OP")
+
+
+def run(arguments):
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    try:
+        return {"build": run_build, "measure": run_measure, "show": run_show}[arguments.action](arguments, console)
+    except (RuntimeError, BuildError) as error:
+        console.print(str(error), markup=False)
+        return 1
+
+
+def run_build(arguments, console):
+    begin = time.perf_counter()
+    build(arguments.out, arguments.shapes, arguments.ops, arguments.archs, arguments.dtypes, arguments.size)
+    size = sum((arguments.out / name).stat().st_size for name in FILES) / 1e6
+    console.print(f"{arguments.out}: {size:.1f} MB in {time.perf_counter() - begin:.0f} s", markup=False)
+    return 0
+
+
+def run_measure(arguments, console):
+    if not arguments.in_bundle:
+        return measure_in_bundle(arguments)
+    if not torch.cuda.is_available():
+        raise RuntimeError("tune measure: torch finds no usable GPU here")
+    return Run(arguments, console).run()
+
+
+def measure_in_bundle(arguments):
+    """A process of its own, whose effnet_aot has the bundle's library."""
+    missing = [name for name in FILES if not (arguments.bundle / name).exists()]
+    if missing:
+        raise RuntimeError(f"{arguments.bundle} is no bundle: it lacks {', '.join(missing)}")
+    with package(arguments.bundle) as folder:
+        path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "EFFNET_AOT_IMAGE": arguments.image}
+        command = [sys.executable, "-m", "effnet_aot", "tune", "measure", "--in-bundle", "--bundle", arguments.bundle.resolve(), "--out", arguments.out.resolve()]
+        for name in ("shapes", "ops", "dtypes", "batches", "image", "seconds"):
+            value = getattr(arguments, name)
+            command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])] if value else []
+        command += ["--no-tf32"] if arguments.no_tf32 else []
+        return subprocess.run(command, env=environment).returncode
+
+
+class Run:
+    """One measurement: problems, the journal, the table."""
+
+    def __init__(self, arguments, console):
+        from ..tune.library import Library
+        from ..tune.measure import Clock, Journal, problems
+
+        self.arguments, self.console = arguments, console
+        self.library, self.clock = Library(), Clock()
+        image = self.library.image()
+        self.capability = int(image.split("_")[1])
+        self.path = path_of(arguments.out, self.capability)
+        present = self.path if self.path.exists() else path_of(TABLES, self.capability)
+        self.table = read_table(present) if present.exists() else Table(self.capability, {}, [])
+        self.environment = {
+            "device": torch.cuda.get_device_name(), "torch": torch.__version__, "image": image,
+            "triton": json.loads((arguments.bundle / "manifest.json").read_text())["triton"],
+        }  # fmt: skip
+        recorded = load(arguments.bundle / "calls.json")
+        networks = {name: recorded[name] if name in recorded else network_calls(name) for name in arguments.shapes or recorded}
+        self.problems = [p for p in problems(networks, arguments.dtypes, arguments.batches) if not arguments.ops or p.call.op in arguments.ops]
+        bundle = hashlib.sha256((arguments.bundle / "manifest.json").read_bytes()).hexdigest()
+        identity = {**self.environment, "bundle": bundle, "tf32": not arguments.no_tf32}
+        self.journal = Journal(self.path.with_suffix(".journal"), identity)
+
+    def run(self):
+        from ..tune.measure import measure
+
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not self.arguments.no_tf32
+        begin, standing = time.perf_counter(), {line.key: line.variant for line in self.table.lines}
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress, torch.no_grad():
+            task = progress.add_task("", total=len(self.problems))
+            for problem in self.problems:
+                progress.update(task, description=str(problem))
+                if self.arguments.seconds and time.perf_counter() - begin > self.arguments.seconds:
+                    break
+                if str(problem) not in self.journal.done:
+                    self.journal.add(problem, measure(self.library, self.clock, problem, standing, not self.arguments.no_tf32))
+                progress.advance(task)
+        return self.finish(time.perf_counter() - begin)
+
+    def finish(self, seconds):
+        from ..tune.choose import update
+
+        wanted = {str(p) for p in self.problems}
+        done = {name: measured for name, measured in self.journal.done.items() if name in wanted}
+        measured = list({m.key: m for m in done.values() if m}.values())
+        pairs = sum(len(m.times) + len(m.wrong) for m in measured)
+        self.console.print(f"{len(measured)} shapes, {pairs} candidates of them, {seconds:.0f} s; {len(done)} of {len(wanted)} calls done")
+        for m in measured:
+            for variant, why in m.wrong.items():
+                self.console.print(f"WRONG {m.op}/{variant} on {words(m.shape)}, batch {m.batch}: {why}", markup=False)
+        table = update(self.table, measured, self.capability)
+        table.measured = self.environment
+        write_table(self.path, table)
+        keys = {m.key for m in measured}
+        print_table(self.console, table, [line for line in table.lines if line.key in keys])
+        self.console.print(f"{self.path}: {len(table.lines)} lines", markup=False)
+        if len(done) == len(wanted):
+            self.journal.remove()
+        return 0
+
+
+def run_show(arguments, console):
+    tables = [read_table(path) for path in arguments.tables] or read_tables(TABLES)
+    if not tables:
+        console.print(f"no tables in {TABLES}", markup=False)
+    for table in tables:
+        print_table(console, table, [line for line in table.lines if not arguments.ops or line.op in arguments.ops])
+    return 0
+
+
+def words(shape):
+    return " ".join(f"{name}={value}" for name, value in shape)
+
+
+def print_table(console, table, lines):
+    title = f"{table.name}: " + ", ".join(f"{name} {value}" for name, value in table.measured.items())
+    printed = Printed("op", "shape", "batch", "variant", "us", "default's us", "gain", title=title, title_justify="left")
+    for line in sorted(lines, key=lambda line: line.key):
+        gain = "" if line.variant == line.default else f"{line.default_us / line.us:.2f}"
+        printed.add_row(line.op, words(line.shape), str(line.batch), line.variant, f"{line.us:.2f}", f"{line.default_us:.2f}", gain)
+    console.print(printed)
+    total, default = sum(line.us for line in lines), sum(line.default_us for line in lines)
+    if total:
+        changed = sum(line.variant != line.default for line in lines)
+        console.print(f"{changed} of {len(lines)} choices are not the default's; sum {total:.0f} us, by default {default:.0f} us\n")

@@ -1,0 +1,11 @@
+"""Which variant is the fastest for which shape: python -m effnet_aot tune.
+
+    calls.py     the op calls that networks make, and their operands
+    bundle.py    a library with every candidate in it, built on any machine
+    library.py   that library, told which variant to take
+    exact.py     what a call gives in float64, and how far rounding may lead from it
+    measure.py   on a GPU: checks and times every candidate of every call
+    choose.py    from times to lines of the tuning table
+
+The tables (aot/tables.py) are read by the build, which compiles their variants and their lines into the library.
+"""

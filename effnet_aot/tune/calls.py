@@ -1,0 +1,202 @@
+"""The op calls that networks make: recorded once, on the CPU, and made again with any batch and dtype."""
+
+import importlib.util
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MODELNEW = "modelnew"
+BATCHED = ("x", "residual")  # the arguments whose first size is the batch
+GUARD = 64  # elements of NaN before and after an operand, which keep it on a 16-byte boundary
+FORMATS = {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor argument: its sizes (without the batch where it has one), and its dimensions from the outermost in memory to
+    the innermost one (with the batch)."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """torch.ops.effnet.<op>(**arguments): operands and constants, by the schema's names."""
+
+    op: str
+    arguments: tuple[tuple[str, object], ...]
+
+    def __str__(self):
+        operands = {name: value for name, value in self.arguments if isinstance(value, Operand)}
+        weights = [value.shape for name, value in operands.items() if name.endswith("weight")]
+        words = [self.op, "x".join(map(str, operands["x"].shape)), "by", *("x".join(map(str, shape)) for shape in weights)]
+        words += [f"s{dict(self.arguments)['stride'][0]}"] if "stride" in dict(self.arguments) else []
+        words += ["residual"] if "residual" in operands else []
+        return " ".join(words)
+
+    def make(self, batch, dtype, device, seed=0):
+        """The arguments by name, drawn from `seed`: weights that keep the variance of what they are applied to."""
+        generator = torch.Generator(device).manual_seed(seed)
+        made = {}
+        for name, value in self.arguments:
+            if isinstance(value, Operand):
+                shape = (batch, *value.shape) if name in BATCHED else value.shape
+                kept = torch.float32 if len(shape) == 1 else dtype  # biases
+                scale = math.prod(shape[1:]) ** -0.5 if name not in BATCHED and len(shape) > 1 else 1
+                made[name] = guarded(shape, value.order, kept, scale, generator, device)
+            else:
+                made[name] = FORMATS.get(value, value) if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+        return made
+
+    def run(self, arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.effnet, self.op).default(**arguments)
+
+
+def guarded(shape, order, dtype, scale, generator, device):
+    """Normal numbers between NaNs, so that reading outside shows in the result."""
+    count = math.prod(shape)
+    buffer = torch.full((count + 2 * GUARD,), math.nan, dtype=dtype, device=device)
+    inner = buffer[GUARD : GUARD + count]
+    inner.normal_(0, scale, generator=generator)
+    return inner.view([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.namespace == "effnet":
+            names = [argument.name for argument in function._schema.arguments]
+            self.calls.append(describe(function._schema.name.removeprefix("effnet::"), {**dict(zip(names, args)), **kwargs}))
+        return function(*args, **kwargs)
+
+
+def describe(op, arguments):
+    described = []
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            shape = tuple(value.shape[1:] if name in BATCHED else value.shape)
+            order = range(value.dim()) if value.is_contiguous() else sorted(range(value.dim()), key=lambda d: (-value.stride(d), d))
+            value = Operand(shape, tuple(order))
+        elif isinstance(value, torch.memory_format):
+            value = str(value).removeprefix("torch.")
+        elif isinstance(value, (list, tuple)):
+            if any(isinstance(item, torch.Tensor) for item in value):
+                return Call(op, ())  # made of other ops; those are tuned
+            value = tuple(value)
+        described.append((name, value))
+    return Call(op, tuple(described))
+
+
+def record(model, size):
+    """The different calls of a model's forward pass, in order."""
+    model = model.eval().requires_grad_(False)
+    with torch.no_grad():
+        model(torch.zeros(2, 3, size, size))  # folds, which is no part of a forward pass
+        with Recorder() as recorder:
+            model(torch.zeros(2, 3, size, size))
+    return list(dict.fromkeys(part for call in recorder.calls if call.arguments for part in (call, *parts(call))))
+
+
+def parts(call):
+    """The calls that do what a whole block does, where its own kernel is not used."""
+    if call.op != "mbconv":
+        return []
+    a = dict(call.arguments)
+    (rows, columns), (sy, sx), (left, right, top, bottom) = a["x"].shape[1:], pair(a.get("stride", 1)), four(a.get("padding", 1))
+    weight = a["depthwise_weight"].shape
+    out = (rows + top + bottom - weight[2]) // sy + 1, (columns + left + right - weight[3]) // sx + 1
+    order, activation, x, found = a["x"].order, a.get("activation", "relu6"), a["x"], []
+
+    def pointwise(x, weight, bias, residual, activation):
+        given = {"x": x, "weight": weight, "bias": bias, "residual": residual, "activation": activation}
+        found.append(Call("pointwise", tuple(given.items())))
+
+    if a.get("expand_weight") is not None:
+        pointwise(x, a["expand_weight"], a["expand_bias"], None, activation)
+        x = Operand((weight[0], rows, columns), order)
+    given = {"x": x, "weight": a["depthwise_weight"], "bias": a["depthwise_bias"], "stride": (sy, sx), "padding": (left, right, top, bottom)}
+    found.append(Call("depthwise", (*given.items(), ("activation", activation))))
+    pointwise(Operand((weight[0], *out), order), a["project_weight"], a["project_bias"], a.get("residual"), "none")
+    return found
+
+
+def pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
+
+
+def four(value):
+    return (value,) * 4 if isinstance(value, int) else tuple(value) * (4 // len(value))
+
+
+def network_calls(name, size=None):
+    """Of "modelnew", or of any model of timm or torchvision by its name there, converted to this package's ops."""
+    from ..conversion import convert
+    from ..model import ModelNew, reference_network
+
+    if name == MODELNEW:
+        size = size or 240
+        models = [ModelNew(), convert(reference_network().eval(), torch.zeros(2, 3, size, size))]
+    else:
+        size, model = stock_model(name, size)
+        models = [convert(model.eval(), torch.zeros(2, 3, size, size), partial=True)]
+    return list(dict.fromkeys(call for model in models for call in record(model, size)))
+
+
+def stock_model(name, size):
+    """(size, model); RuntimeError where no installed library has it."""
+    import_torchvision()
+    if importlib.util.find_spec("timm"):
+        import timm
+
+        if timm.is_model(name):
+            model = timm.create_model(name)
+            return size or model.default_cfg["input_size"][-1], model
+    if importlib.util.find_spec("torchvision"):
+        from torchvision import models
+
+        if name in models.list_models():
+            return size or 224, models.get_model(name)
+    raise RuntimeError(f"no network '{name}': expected {MODELNEW} or the name of a model of timm or torchvision, where they are installed")
+
+
+def import_torchvision():
+    """Also where it was built for another torch, whose operators its definitions then miss."""
+    if not importlib.util.find_spec("torchvision"):
+        return
+    try:
+        torch.ops.load_library(Path(importlib.util.find_spec("torchvision").origin).with_name("_C.so"))
+    except OSError:
+        fragment = import_torchvision.fragment = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, operator):
+                fragment.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision  # noqa: F401
+
+
+def save(path, networks):
+    """{name: calls} as JSON."""
+    def plain(value):
+        return {"shape": value.shape, "order": value.order} if isinstance(value, Operand) else value
+
+    content = {name: [{"op": call.op, "arguments": {key: plain(value) for key, value in call.arguments}} for call in calls] for name, calls in networks.items()}
+    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load(path):
+    def value_of(value):
+        if isinstance(value, dict):
+            return Operand(tuple(value["shape"]), tuple(value["order"]))
+        return tuple(value) if isinstance(value, list) else value
+
+    content = json.loads(Path(path).read_text())
+    return {name: [Call(c["op"], tuple((key, value_of(value)) for key, value in c["arguments"].items())) for c in calls] for name, calls in content.items()}

@@ -1,0 +1,154 @@
+"""Checks and times every candidate of every call, on a GPU.
+
+A candidate counts once its result lies within rounding of the float64 result. Its time is that of a CUDA graph of several
+launches, warm: the operands lie in the L2 cache where they fit. All are timed once; those near the fastest are timed again,
+in turns, so that a drift of the clock meets all of them, and it is their medians that are compared.
+"""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from .calls import Call
+from .choose import Measured
+from .exact import exact
+
+NEAR = 1.15  # of the fastest first time
+FINALISTS = 8
+ROUNDS = 9
+GRAPH_SECONDS = 150e-6
+MOST_LAUNCHES = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    call: Call
+    dtype: str  # "float16"
+    batch: int
+
+    def __str__(self):
+        return f"{self.call}, {self.dtype}, batch {self.batch}"
+
+
+def problems(networks, dtypes, batches):
+    """Every call of the networks once, small batches first: what is found early is worth most if the time runs out."""
+    calls = dict.fromkeys(call for found in networks.values() for call in found)
+    return [Problem(call, dtype, batch) for batch in batches for dtype in dtypes for call in calls]
+
+
+class Clock:
+    """Times on a GPU, by graphs of launches on a stream of their own."""
+
+    device = "cuda"
+
+    def __init__(self):
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def synchronize(self):
+        torch.cuda.synchronize()
+
+    def prepare(self, function):
+        """A function that gives the seconds of one launch, each time that it is called."""
+        with torch.cuda.stream(self._stream):
+            estimate = min(self._seconds(function) for _ in range(2))
+            launches = int(min(max(GRAPH_SECONDS / max(estimate, 1e-7), 1), MOST_LAUNCHES))
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
+            try:
+                for _ in range(launches):
+                    function()
+            finally:
+                graph.capture_end()
+            graph.replay()
+
+        def once():
+            with torch.cuda.stream(self._stream):
+                return self._seconds(graph.replay) / launches
+
+        return once
+
+    def _seconds(self, function):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def measure(library, clock, problem, standing=None, tf32=True):
+    """Measured, or None for a call that has no candidates of its own. `standing` maps keys to the variants of the table so far."""
+    dtype = getattr(torch, problem.dtype)
+    arguments = problem.call.make(problem.batch, dtype, clock.device)
+    run = lambda: problem.call.run(arguments)  # noqa: E731
+    with library.taking():
+        run()
+        own = list(dict.fromkeys(choice for choice in library.choices() if choice.op == problem.call.op))
+    if len(own) != 1 or len(own[0].fitting) < 2:
+        return None
+    (choice,) = own
+    truth = exact(problem.call.op, arguments, tf32 and dtype == torch.float32)
+    if truth is None:
+        return None
+    found = Measured(*choice.key, choice.variant, {})
+    first = {}
+    for variant in choice.fitting:
+        with library.taking(choice.op, variant):
+            out = run()
+            (taken,) = {c.variant for c in library.choices() if c.op == choice.op}
+            assert taken == variant, f"{variant} was asked for and {taken} came"
+            excess = truth.excess(out)
+            del out
+            if not excess <= 1:
+                found.wrong[variant] = f"off by {excess:.1f} times what rounding explains"
+                continue
+            first[variant] = clock.prepare(run)
+            found.times[variant] = 1e6 * min(first[variant]() for _ in range(2))
+    if not first:
+        return found
+    fastest = min(found.times.values())
+    kept = sorted((v for v in first if found.times[v] <= NEAR * fastest), key=found.times.get)[:FINALISTS]
+    kept += [v for v in {choice.variant, (standing or {}).get(choice.key)} if v in first and v not in kept]
+    samples = {v: [] for v in kept}
+    for _ in range(ROUNDS):
+        for v in kept:
+            samples[v].append(first[v]())
+    for v in kept:
+        found.times[v] = 1e6 * statistics.median(samples[v])
+    # What was not timed again must not win by the luck of a single sample.
+    slowest = max(found.times[v] for v in kept)
+    for v in found.times.keys() - samples.keys():
+        found.times[v] = max(found.times[v], slowest)
+    return found
+
+
+class Journal:
+    """What was measured so far, a line a problem, so that an interrupted run goes on where it stopped."""
+
+    def __init__(self, path, run):
+        self.path, self._run = Path(path), run
+        self.done = {}
+        if self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+            if lines and lines[0] == run:
+                self.done = {line["problem"]: restore(line["measured"]) for line in lines[1:]}
+        if not self.done:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(run) + "\n")
+
+    def add(self, problem, measured):
+        self.done[str(problem)] = measured
+        line = {"problem": str(problem), "measured": measured and {**asdict(measured), "shape": dict(measured.shape)}}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)
+
+
+def restore(measured):
+    return measured and Measured(**{**measured, "shape": tuple(measured["shape"].items())})

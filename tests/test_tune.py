@@ -1,0 +1,397 @@
+"""python -m effnet_aot tune: candidates, their measurement, the table, and what the library makes of it. No GPU: the driver
+is a stub and the clock is a list."""
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import stub_cuda
+import torch
+
+from effnet_aot.aot import BuildError, build_kernels
+from effnet_aot.aot.architectures import Target
+from effnet_aot.aot.candidates import admits, fits
+from effnet_aot.aot.registry import Image, write_registry
+from effnet_aot.aot.tables import Line, Table, read_table, read_tables, write_table
+from effnet_aot.cli import main
+from effnet_aot.tune import calls
+from effnet_aot.tune.choose import Measured, choose, update
+from effnet_aot.tune.library import Choice
+from effnet_aot.tune.measure import Journal, Problem, measure, problems
+from triton_src._variant import Variant
+
+pytestmark = pytest.mark.xdist_group("stub_cuda")
+
+SHAPE = (("channels_last", 1), ("pixels", 64), ("in_channels", 16), ("out_channels", 24), ("residual", 0))
+
+
+def line(variant="b", batch=10, capability=90, shape=SHAPE, us=8.0, default_us=10.0):
+    return Line(capability, "pointwise", "fp16", shape, batch, variant, us, "a", default_us)
+
+
+def measured(times, batch=10, wrong=(), default="a"):
+    return Measured("pointwise", "fp16", SHAPE, batch, default, times, dict.fromkeys(wrong, "wrong"))
+
+
+# ---- the table ----
+
+
+def test_table_round_trip(tmp_path):
+    table = Table(90, {"device": "some GPU"}, [line(batch=128), line(batch=1, variant="c")])
+    write_table(tmp_path / "sm_90.json", table)
+    text = (tmp_path / "sm_90.json").read_text()
+    assert json.loads(text)["capability"] == "9.0" and '"variant": "c"' in text.splitlines()[6], "one line of text a line"
+    (read,) = read_tables(tmp_path)
+    assert read.lines == [line(batch=1, variant="c"), line(batch=128)] and read.measured == table.measured and read.name == "sm_90"
+    write_table(tmp_path / "again.json", read)
+    assert (tmp_path / "again.json").read_text() == text
+
+
+def test_a_broken_table_is_named(tmp_path):
+    path = tmp_path / "sm_90.json"
+    for text in ("{", "{}", '{"capability": "9.0", "lines": [{"op": "linear"}]}'):
+        path.write_text(text)
+        with pytest.raises(BuildError, match=r"sm_90\.json is not a tuning table"):
+            read_table(path)
+
+
+def test_two_percent():
+    """The default stands, and so does an earlier choice, against anything that is not clearly faster."""
+    assert [v for _, v in choose([measured({"a": 10.0, "b": 9.81})], {})] == ["a"]
+    assert [v for _, v in choose([measured({"a": 10.0, "b": 9.79})], {})] == ["b"]
+    times = {"a": 12.0, "b": 10.0, "c": 9.81}
+    key = measured({}).key
+    assert [v for _, v in choose([measured(times)], {key: "b"})] == ["b"]
+    assert [v for _, v in choose([measured({**times, "c": 9.7})], {key: "b"})] == ["c"]
+    assert [v for _, v in choose([measured({"a": 12.0, "c": 11.9})], {key: "gone"})] == ["a"]
+
+
+def test_three_variants_for_one_shape():
+    names = "abcdef"
+    members = [measured({v: 5.0 if i == j else 6.0 + j / 10 for j, v in enumerate(names)}, batch) for i, batch in enumerate((1, 10, 32, 128, 512))]
+    chosen = dict((m.batch, v) for m, v in choose(members, {}))
+    assert len(chosen) == 5 and len(set(chosen.values())) == 3
+    table = update(Table(90, {}, [line("x", 2), line("y", 3)]), members, 90)
+    assert len({entry.variant for entry in table.lines}) <= 3 and len(table.lines) == 7
+
+
+def test_a_wrong_candidate_is_never_chosen():
+    table = update(None, [measured({"a": 10.0, "b": 8.0}, wrong=["fast"])], 90)
+    assert [entry.variant for entry in table.lines] == ["b"] and table.lines[0].default_us == 10.0
+    assert update(table, [measured({"a": 10.0}, wrong=["b"])], 90).lines[0].variant == "a"
+    assert update(table, [measured({}, wrong=["a", "b"])], 90).lines == []
+
+
+# ---- measuring ----
+
+
+@functools.cache
+def modelnew():
+    return calls.network_calls("modelnew", 32)
+
+
+class FakeLibrary:
+    def __init__(self, fitting):
+        self.fitting, self.variant, self.log = fitting, None, []
+
+    @contextmanager
+    def taking(self, op=None, variant=None):
+        self.variant, self.log = variant, []
+        yield self
+        self.variant = None
+
+    def choices(self):
+        return self.log
+
+
+class FakeClock:
+    device = "cpu"
+
+    def __init__(self, library, seconds):
+        self.library, self.seconds = library, seconds
+
+    def prepare(self, function):
+        variant = self.library.variant
+        return lambda: self.seconds[variant]
+
+
+@pytest.mark.parametrize("op", ["conv", "mbconv", "depthwise", "pointwise", "pointwise_pool", "linear"])
+def test_measure(op, monkeypatch):
+    """A candidate that writes one wrong number, and one that leaves one out, are refused however fast they are."""
+    call = next(call for call in modelnew() if call.op == op)
+    library = FakeLibrary(("fp32_a", "fp32_b", "fp32_off", "fp32_nan"))
+    run = calls.Call.run
+
+    def run_as(self, arguments):
+        out = run(self, arguments).clone()
+        library.log.append(Choice(call.op, 3, SHAPE, library.variant or "fp32_a", library.fitting))
+        if library.variant in ("fp32_off", "fp32_nan"):
+            index = tuple(size - 1 for size in out.shape)
+            out[index] = out[index] + 0.01 if library.variant == "fp32_off" else torch.nan
+        return out
+
+    monkeypatch.setattr(calls.Call, "run", run_as)
+    clock = FakeClock(library, {"fp32_a": 4e-6, "fp32_b": 3e-6, "fp32_off": 1e-6, "fp32_nan": 1e-6})
+    found = measure(library, clock, Problem(call, "float32", 3), tf32=False)
+    assert found.key == (call.op, "fp32", SHAPE, 3) and found.default == "fp32_a"
+    assert found.times == pytest.approx({"fp32_a": 4.0, "fp32_b": 3.0})
+    assert found.wrong.keys() == {"fp32_off", "fp32_nan"}
+    assert [entry.variant for entry in update(None, [found], 90).lines] == ["fp32_b"]
+
+
+def test_calls_of_a_network(tmp_path):
+    found = modelnew()
+    assert {"conv", "mbconv", "pointwise", "depthwise", "pointwise_pool", "linear"} == {call.op for call in found}
+    call = next(call for call in found if call.op == "depthwise")
+    arguments = call.make(5, torch.float16, "cpu")
+    assert arguments["x"].shape == (5, 32, 16, 16) and arguments["x"].is_contiguous(memory_format=torch.channels_last)
+    assert arguments["weight"].dtype == torch.float16 and arguments["bias"].dtype == torch.float32
+    calls.save(tmp_path / "calls.json", {"modelnew": found})
+    assert calls.load(tmp_path / "calls.json") == {"modelnew": found}
+    assert len(problems({"modelnew": found, "again": found}, ["float16"], [1, 10])) == 2 * len(found)
+    with pytest.raises(RuntimeError, match="no network 'resnet_of_nowhere'"):
+        calls.network_calls("resnet_of_nowhere")
+
+
+def test_journal(tmp_path):
+    problem = Problem(modelnew()[0], "float16", 10)
+    journal = Journal(tmp_path / "sm_90.journal", {"bundle": "1"})
+    journal.add(problem, measured({"a": 10.0}, wrong=["b"]))
+    assert Journal(journal.path, {"bundle": "1"}).done == {str(problem): measured({"a": 10.0}, wrong=["b"])}
+    assert Journal(journal.path, {"bundle": "2"}).done == {}, "times of another build or machine"
+
+
+# ---- the build ----
+
+
+def test_registers_decide_what_is_tried():
+    def variant(warps, stages, loads=2):
+        return SimpleNamespace(num_warps=warps, num_stages=stages, loads=loads)
+
+    for registers, expected in [(80, (True, True, True)), (96, (True, True, False)), (140, (True, False, False)), (None, (True, False, False))]:
+        assert (admits(variant(4, 2), registers), admits(variant(4, 3), registers), admits(variant(8, 2), registers)) == expected
+    assert admits(variant(4, 2, 3), 80) and not admits(variant(8, 2, 3), 80)
+    small = {"registers": 64, "spills": 0, "shared": 1024, "threads": 128}
+    assert fits(Target(89, "cubin"), small)
+    assert not fits(Target(89, "cubin"), {**small, "spills": 8}) and not fits(Target(89, "cubin"), {**small, "registers": 200, "threads": 512})
+    large = {**small, "shared": 150 * 1024}
+    assert fits(Target(90, "cubin"), large) and not fits(Target(89, "cubin"), large) and not fits(Target(80, "ptx"), large)
+
+
+SCALE = '''
+import triton
+import triton.language as tl
+
+from ._variant import Variant
+
+
+@triton.jit
+def effnet_scale(x, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x + at, 2 * tl.load(x + at, mask=at < count), mask=at < count)
+
+
+def variants():
+    yield variant(64, 4)
+
+
+def candidates():
+    for block in (64, 128):
+        for warps in (4, 8):
+            yield variant(block, warps, f"w{warps}_")
+
+
+def variant(block, warps, schedule=""):
+    return Variant(op="scale", name=f"fp32_{schedule}{block}", kernel=effnet_scale, parameters={"x": "*fp32", "count": "i32"},
+                   constants={"BLOCK": block}, attributes={"precision": 3, "block": block}, num_warps=warps)
+'''
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "scale_kernels"
+    folder.mkdir()
+    for name in ("__init__.py", "_variant.py"):
+        shutil.copy(stub_cuda.ROOT / "triton_src" / name, folder)
+    (folder / "scale.py").write_text(SCALE)
+    return folder
+
+
+def embedded(result):
+    return sorted({image["variant"] for image in json.loads(result.manifest.read_text())["images"]})
+
+
+def test_candidates_are_built(sources, tmp_path):
+    result = build_kernels(tmp_path, sources.parent / "cache", "8.9", jobs=1, quiet=True, source_dir=sources, candidates=(None, None))
+    # fp32_w4_64 is the default by another name.
+    assert embedded(result) == ["fp32_64", "fp32_w4_128", "fp32_w8_128", "fp32_w8_64"]
+    with pytest.raises(BuildError, match="no candidates of pool; there are those of scale"):
+        build_kernels(tmp_path, sources.parent / "cache", "8.9", quiet=True, source_dir=sources, candidates=(["pool"], None))
+    nothing = build_kernels(tmp_path, sources.parent / "cache", "8.9", quiet=True, source_dir=sources, candidates=(None, ["fp16"]))
+    assert embedded(nothing) == ["fp32_64"]
+
+
+def test_the_build_ships_what_the_tables_name(sources, tmp_path, capsys):
+    def entry(variant, capability):
+        return Line(capability, "scale", "fp32", (("count", 7),), 1, variant, 1.0, "fp32_64", 2.0)
+
+    try:
+        write_table(sources / "tuned" / "sm_89.json", Table(89, {}, [entry("fp32_w8_128", 89)]))
+        write_table(sources / "tuned" / "sm_90.json", Table(90, {}, [entry("fp32_w4_128", 90)]))
+        result = build_kernels(tmp_path / "a", sources.parent / "cache", "8.9", jobs=1, quiet=True, source_dir=sources)
+        assert embedded(result) == ["fp32_64", "fp32_w8_128"], "the table of 9.0 is not for this build"
+        registry = result.registry_cpp.read_text()
+        assert '{{"count", 7}}' in registry and '{89, "scale", "fp32", 1, 1, {kShape0, 1}},' in registry
+        write_table(sources / "tuned" / "sm_89.json", Table(89, {}, [entry("fp32_w8_256", 89)]))
+        result = build_kernels(tmp_path / "b", sources.parent / "cache", "8.9", quiet=True, source_dir=sources)
+        assert embedded(result) == ["fp32_64"] and "scale/fp32_w8_256" in capsys.readouterr().err
+    finally:
+        shutil.rmtree(sources / "tuned")
+
+
+# ---- the library ----
+
+DEFAULTS = {"default_small": 16, "default_large": 128}
+CANDIDATES = {"tuned_32": 32, "tuned_64": 64}
+OTHER = tuple((name, 32 if name == "out_channels" else value) for name, value in SHAPE)
+TUNED = [line("tuned_32", 2), line("tuned_64", 40), line("default_small", 2, shape=OTHER), line("tuned_64", 2, 89)]
+
+
+@pytest.fixture(scope="module")
+def tuned_library(tmp_path_factory):
+    """The torch-free part of the library over a registry that the build wrote, with images that the stub takes."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        pytest.skip("cuda.h comes with triton")
+    folder, csrc = tmp_path_factory.mktemp("tuned_library"), stub_cuda.ROOT / "csrc"
+    variants, images = [], []
+    for name, block in (DEFAULTS | CANDIDATES).items():
+        attributes = {"precision": 0, "channels_last": 1, "aligned": 1, "block_m": block, "block_n": block}
+        kernel = SimpleNamespace(__name__="effnet_pointwise")
+        variants.append(Variant("pointwise", name, kernel, dict.fromkeys(range(15), "i32"), {}, attributes))
+        for target in (Target(89, "cubin"), Target(90, "cubin"), Target(89, "ptx")):
+            data = b"\x7fELF" + name.encode() if target.kind == "cubin" else b"// " + name.encode() + b"\n.version 8.0\n"
+            images.append(Image(variants[-1], target, data, 64, 0, 1024, 128))
+    registry = write_registry(folder, variants, images, {"triton": "none", "ptxas": "none"}, {f"pointwise/{name}" for name in DEFAULTS}, TUNED)[0]
+    headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
+    names = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "tuning")
+    library = folder / "libtuned.so"
+    flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{headers}", f"-Wa,-I{folder}"]
+    sources = [*(csrc / f"{name}.cpp" for name in names), registry]
+    subprocess.run([stub_cuda.CXX, *flags, "-shared", "-Wl,-z,defs", *sources, "-ldl", "-pthread", "-o", library], check=True)
+    return {"library": library, "dependencies": ()}
+
+
+def launch(batch, **changes):
+    problem = dict(precision=0, layout=1, x=2**40, weight=2**41, out=2**42, batch=batch, height=8, width=8, in_channels=16, out_channels=24)
+    return ["launch", "pointwise", problem | changes, 0, 0]
+
+
+def taken(stub, library, *launches, **settings):
+    run = stub.run(*launches, **library, **settings).assert_ok()
+    return [made["image"]["variant"] for made in run.launches]
+
+
+def test_the_library_takes_what_the_table_says(stub, tuned_library):
+    """The exact shape, at the nearest batch; everything else is left to the rule, which knows the default variants alone."""
+    found = taken(stub, tuned_library, launch(1), launch(2), launch(8), launch(10), launch(500), devices="9.0")
+    assert found == ["tuned_32", "tuned_32", "tuned_32", "tuned_64", "tuned_64"]
+    large = {"batch": 512, "height": 64, "width": 64, "out_channels": 512}
+    found = taken(stub, tuned_library, launch(2, in_channels=32), launch(2, residual=2**43), launch(2, out_channels=32), launch(**large), devices="9.0")
+    assert found == ["default_small", "default_small", "default_small", "default_large"]
+
+
+def test_each_image_has_its_table(stub, tuned_library):
+    assert taken(stub, tuned_library, launch(500), devices="8.9") == ["tuned_64"]
+    assert taken(stub, tuned_library, launch(2), devices="9.0", EFFNET_AOT_IMAGE="ptx") == ["tuned_64"], "the table of the PTX's capability"
+    assert taken(stub, tuned_library, launch(2), devices="12.0") == ["tuned_64"]
+
+
+CHILD = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from stub_cuda import c_api
+from effnet_aot import _library
+from effnet_aot.tune.library import Library
+library, c = Library(), c_api.Library(str(_library.PATH))
+problem = dict(precision=0, layout=1, x=2**40, weight=2**41, out=2**42, batch=10, height=8, width=8, in_channels=16, out_channels=24)
+def launch(**changes):
+    assert c.launch("pointwise", {**problem, **changes})["status"] == 0
+with library.taking():
+    launch()
+    (free,) = library.choices()
+with library.taking("pointwise", free.fitting[-1]):
+    launch()
+    launch(precision=2)
+    forced = library.choices()
+launch()
+print(json.dumps([library.image(), free.__dict__, [choice.variant for choice in forced], len(library.choices())]))
+"""
+
+
+def test_the_tuner_decides(stub):
+    environment = stub.environment(stub.new_log(), devices="9.0", EFFNET_AOT_IMAGE="ptx")
+    done = subprocess.run([sys.executable, "-c", CHILD, str(Path(__file__).parent)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    image, free, forced, after = json.loads(done.stdout)
+    assert image == "ptx compute_89"
+    assert free["op"] == "pointwise" and free["batch"] == 10 and dict(free["shape"]) == dict(SHAPE)
+    assert free["variant"] in free["fitting"] and all(name.startswith("fp16_nhwc_aligned") for name in free["fitting"])
+    assert forced[0] == free["fitting"][-1] and forced[1].startswith("tf32"), "what does not fit is not taken"
+    assert after == 0, "off again"
+
+
+# ---- the command ----
+
+
+def test_show(tmp_path, capsys):
+    write_table(tmp_path / "sm_90.json", Table(90, {"device": "some GPU"}, [line(), replace(line(batch=1), variant="a", us=10.0)]))
+    assert main(["tune", "show", str(tmp_path / "sm_90.json")]) == 0
+    text = capsys.readouterr().out
+    assert "sm_90: device some GPU" in text and "1.25" in text and "1 of 2 choices are not the default's; sum 18 us, by default 20 us" in text
+
+
+def test_measure_needs_a_bundle(tmp_path, capsys):
+    assert main(["tune", "measure", "--bundle", str(tmp_path)]) == 1
+    assert "is no bundle: it lacks libeffnet_aot.so, manifest.json, calls.json" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+
+
+def test_measure_needs_a_gpu(tmp_path):
+    """Started as on the GPU machine: with another library than the one of the package."""
+    from effnet_aot import _library
+    from effnet_aot.tune.bundle import package
+
+    for name in ("manifest.json", "calls.json"):
+        (tmp_path / name).write_text("{}")
+    shutil.copy(_library.PATH, tmp_path)
+    command = [sys.executable, "-m", "effnet_aot", "tune", "measure", "--bundle", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, cwd=stub_cuda.ROOT)
+    assert done.returncode == 1 and "torch finds no usable GPU here" in done.stdout, done.stdout + done.stderr
+    with package(tmp_path) as folder:
+        script = "from effnet_aot import _library; _library.require(); print(_library.PATH.resolve())"
+        done = subprocess.run([sys.executable, "-P", "-c", script] if sys.version_info >= (3, 11) else [sys.executable, "-c", script],
+                              env={**os.environ, "PYTHONPATH": folder}, capture_output=True, text=True, cwd=folder)  # fmt: skip
+        assert done.stdout.strip() == str((tmp_path / "libeffnet_aot.so").resolve()), done.stderr
+
+
+@pytest.mark.gpu
+def test_measure_on_the_gpu():
+    """Every fitting variant of the package's own library, on one call."""
+    from effnet_aot.tune.library import Library
+    from effnet_aot.tune.measure import Clock
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    clock, library = Clock(), Library()
+    for call in calls.network_calls("modelnew", 96):
+        for dtype in ("float16", "float32"):
+            found = measure(library, clock, Problem(call, dtype, 2))
+            assert found.times and not found.wrong and all(0.5 < us < 1000 for us in found.times.values()), (str(call), found)
