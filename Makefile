@@ -4,6 +4,7 @@
 #   make test                       the whole test suite (GPU tests are skipped where there is no GPU)
 #   make gpu-test PYTHON=python3    GPU tests with the Python, torch and triton that are installed; no network, no .venv
 #   make gpu-sanitize PYTHON=python3    every kernel under compute-sanitizer, with TOOLS="memcheck racecheck initcheck synccheck"
+#   make gpu-stress PYTHON=python3      load, two processes, two GPUs where there are two, 10,000 random calls: RESULTS/gpu-stress.json
 #   make wheel                      dist/*.whl with the kernels of every architecture, to install anywhere
 #   make matrix                     that wheel's tests under the oldest, the pinned and the newest torch (downloads both)
 #   make clean                      removes what was built; the environments stay
@@ -23,7 +24,7 @@ RESULTS ?= results
 
 NATIVE = setup.py build_backend.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/include/effnet_aot/*.h csrc/cmake/* triton_src/*.py effnet_aot/aot/*.py)
 
-.PHONY: run test gpu-test gpu-sanitize wheel matrix clean FORCE
+.PHONY: run test gpu-test gpu-stress gpu-sanitize wheel matrix clean FORCE
 
 run: $(VENV)/.package
 	$(VENV)/bin/python -m effnet_aot run
@@ -39,6 +40,13 @@ gpu-test:
 	status=0; for image in cubin ptx; do \
 	  EFFNET_AOT_IMAGE=$$image $(PYTHON) -m pytest -m gpu --require-gpu --report $(RESULTS)/gpu-tests-$$image.json $(PYTEST_ARGS) || status=1; \
 	done; exit $$status
+
+# The load of a service: 8 threads with 8 streams each and 5,000 calls on every stream. With pytest-xdist,
+# PYTEST_ARGS="-n 12 --dist loadgroup" spreads the random calls over the cores.
+gpu-stress:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -m gpu --require-gpu --stress-calls 5000 --fuzz-cases 10000 --durations 10 --report $(RESULTS)/gpu-stress.json \
+	  tests/test_concurrency_gpu.py tests/test_fuzz.py $(PYTEST_ARGS)
 
 # Only our kernels are looked at, and with torch's caching off what lies beyond a tensor belongs to nobody. Failing calls of
 # the driver are torch's probing, or reported by the tests. Before 2023.3 the filter was called --kernel-regex.

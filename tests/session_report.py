@@ -26,12 +26,15 @@ class SessionReport:
     def __init__(self, path):
         self.path, self.started = Path(path), time.time()
         self.counts = defaultdict(Counter)
+        self.measured = {}
 
     def pytest_runtest_logreport(self, report):
         # A test has one outcome; its setup and teardown only count where they are what failed or was skipped.
         if report.when == "call" or report.outcome != "passed":
             outcome = "error" if report.failed and report.when != "call" else report.outcome
             self.counts[report.nodeid.split("::")[0]][outcome] += 1
+        if report.when == "call" and report.user_properties:
+            self.measured[report.nodeid.split("::")[1].split("@")[0]] = {"outcome": report.outcome, "seconds": round(report.duration, 1), **dict(report.user_properties)}
 
     def pytest_collectreport(self, report):
         if report.failed:
@@ -47,6 +50,7 @@ class SessionReport:
             "options": {name: session.config.getoption(name) for name in OPTIONS},
             "total": dict(total),
             "files": {name: dict(counts) for name, counts in sorted(self.counts.items())},
+            "measured": dict(sorted(self.measured.items())),  # what tests gave to record_property
             **environment(),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -127,8 +127,10 @@ def test_fork_after_use():
     finish(start("fork"))
 
 
-def test_two_processes_on_one_gpu():
-    for process in [start("work", 500, seed) for seed in (1, 2)]:
+def test_two_processes_on_one_gpu(request, record_property):
+    calls = max(500, request.config.getoption("--stress-calls"))
+    record_property("calls_of_each_process", calls)
+    for process in [start("work", calls, seed) for seed in (1, 2)]:
         finish(process)
 
 
@@ -180,14 +182,16 @@ def test_eager_calls_between_replays():
     assert not any(torch.equal(results[0], result) for result in results[1:])
 
 
-def test_replays_beside_eager_calls():
+def test_replays_beside_eager_calls(request, record_property):
     chain, images, side = Chain(), pictures(8), torch.cuda.Stream()
     want = [chain(image) for image in images]
     x = images[0].clone()
     graph, out = captured(chain, x)
     torch.cuda.synchronize()
     replayed, eager = [], []
-    for i, image in enumerate(images * 10):
+    rounds = max(10, request.config.getoption("--stress-calls") // 25)
+    record_property("replays", rounds * len(images))
+    for i, image in enumerate(images * rounds):
         with torch.cuda.stream(side):
             x.copy_(image)
             graph.replay()
@@ -213,12 +217,15 @@ def test_two_gpus_in_turns():
 
 
 @two_gpus
-def test_two_gpus_at_once():
+def test_two_gpus_at_once(request, record_property):
+    """Tensors of both in every thread, on the current streams of both."""
+    count = max(300, request.config.getoption("--stress-calls"))
+    record_property("calls_of_each_of_4_threads", count)
     calls = {device: [call.remember() for call in random_calls(64, device, f"cuda:{device}")] for device in (0, 1)}
 
     def work(seed):
         r = random.Random(seed)
-        for _ in range(300):
+        for _ in range(count):
             call = r.choice(calls[r.randrange(2)])  # both GPUs from every thread
             assert torch.equal(call(), call.result), str(call)
 
@@ -250,7 +257,8 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_stress(request):
+@pytest.mark.xdist_group("stress")  # minutes with thousands of calls, beside the rest of this file
+def test_stress(request, record_property):
     """8 threads, 8 streams each, --stress-calls calls on every one: every result has the right bits, and memory in use does
     not grow between the middle and the end."""
     half = max(1, request.config.getoption("--stress-calls") // 2)
@@ -288,7 +296,13 @@ def test_stress(request):
     with ThreadPoolExecutor(THREADS) as pool:
         mismatches = torch.stack(list(pool.map(work, range(THREADS)))).sum(0)
     wrong = {str(calls[i]): int(mismatches[i]) for i in mismatches.nonzero().flatten()}
-    assert not wrong, f"wrong results of {THREADS * STREAMS * 2 * half} calls: {wrong}"
     (allocated, resident), (allocated_later, resident_later) = measured
+    record_property("threads", THREADS)
+    record_property("streams", THREADS * STREAMS)
+    record_property("calls", THREADS * STREAMS * 2 * half)
+    record_property("wrong_results", int(mismatches.sum()))
+    record_property("gpu_bytes_more_at_the_end_than_halfway", allocated_later - allocated)
+    record_property("host_bytes_more_at_the_end_than_halfway", resident_later - resident)
+    assert not wrong, f"wrong results of {THREADS * STREAMS * 2 * half} calls: {wrong}"
     assert allocated_later <= allocated
     assert resident_later - resident < 16 << 20, f"{(resident_later - resident) >> 20} MiB more"

@@ -88,12 +88,17 @@ def test_random_calls(op, request):
     check()
 
 
+SHARDS = 8  # tests that share the cases, so that as many workers can
+
+
 @pytest.mark.gpu
-def test_random_calls_on_a_gpu(request):
-    """--fuzz-cases calls; --fuzz-seed SEED --fuzz-cases 1 repeats the one that failed."""
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_random_calls_on_a_gpu(request, record_property, shard):
+    """--fuzz-cases calls in all; --fuzz-seed SEED --fuzz-cases 1 repeats the one that failed."""
     first, count = request.config.getoption("--fuzz-seed"), request.config.getoption("--fuzz-cases")
+    seeds = range(first + shard, first + count, SHARDS)
     failures, results, refused = [], 0, 0
-    for seed in range(first, first + count):
+    for seed in seeds:
         call = fuzz_call(random.Random(seed), device="cuda")
         try:
             check_on_gpu(call)
@@ -102,6 +107,8 @@ def test_random_calls_on_a_gpu(request):
             if "CUDA error" in str(error) or "CUDA_ERROR" in str(error):
                 break  # a broken context fails all that follows
         results, refused = results + (not call.faults), refused + bool(call.faults)
-    assert not failures, f"{len(failures)} of {count} calls failed, among them\n\n" + "\n\n".join(failures[:5])
-    if count >= 100:
-        assert results > count / 3 and refused > count / 10  # both halves of the claim were tested
+    for name, value in {"cases": len(seeds), "good": results, "with_faults": refused, "failed": len(failures)}.items():
+        record_property(name, value)
+    assert not failures, f"{len(failures)} of {len(seeds)} calls failed, among them\n\n" + "\n\n".join(failures[:5])
+    if len(seeds) >= 50:
+        assert results > len(seeds) / 3 and refused > len(seeds) / 10  # both halves of the claim were tested
