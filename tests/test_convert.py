@@ -228,6 +228,11 @@ def assert_same(actual, expected):
         torch.testing.assert_close(a, e, rtol=tolerance[e.dtype], atol=tolerance[e.dtype])
 
 
+def exact(model, x):
+    """What the model computes in float64, rounded to x's dtype: eager on a GPU may have coarser ways to compute float32."""
+    return torch.utils._pytree.tree_map(lambda t: t.to(x.dtype), copy.deepcopy(model).double()(x.double()))
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_spelling(spelling, device):
     expected, build = SPELLINGS[spelling]
@@ -235,8 +240,8 @@ def test_spelling(spelling, device):
     converted = convert(model, x)
     assert ops(converted) == expected
     with torch.no_grad():
-        assert_same(converted(x), model(x))
-        assert_same(converted(x[:1]), model(x[:1]))
+        assert_same(converted(x), exact(model, x))
+        assert_same(converted(x[:1]), exact(model, x[:1]))
 
 
 @pytest.mark.parametrize("build", [residual(lambda y, x: F.relu6(y + x)), classified(lambda x, fc: fc(x), nn.Linear(8, 5)), windowed(5, 2, pad=(1, 2, 1, 2))])
@@ -329,7 +334,7 @@ def test_partial(build, unmapped, share, device):
     assert converted.report == report
     with torch.no_grad():
         for batch in (x, x[:1]):
-            assert_same(converted(batch), model(batch))
+            assert_same(converted(batch), exact(model, batch))
             assert_same(pickle.loads(pickle.dumps(converted))(batch), converted(batch))
 
 
