@@ -65,12 +65,14 @@ class TileTable {
     }
   }
 
+  bool has(int key) const { return !tiles_.at(key).empty(); }
+
   // The tile of the variant that the caller named, among those of the keys that serve the problem (the best one's and
   // those of more general ones).
   const Tile& named(const char* op, const char* name, std::initializer_list<int> keys) const {
     std::string fitting;
     for (auto k = keys.begin(); k != keys.end(); ++k) {
-      if (std::find(keys.begin(), k, *k) != k) continue;
+      if (*k < 0 || std::find(keys.begin(), k, *k) != k) continue;
       for (const Tile& tile : tiles_.at(*k)) {
         if (tile.variant->name == std::string_view(name)) return tile;
         fitting += (fitting.empty() ? "" : ", ") + std::string(tile.variant->name);
@@ -184,8 +186,11 @@ class TileTable {
 
 constexpr int kPrecisions = 4;
 
-// The key of the ops whose variants differ in precision, layout and alignment: the 1x1 convolutions.
-constexpr int kLayoutKeys = kPrecisions * 4;
-inline int layout_key(Precision precision, bool channels_last, bool is_aligned) { return (static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned; }
+// The key of the ops whose variants differ in precision, layout, alignment and whether they have batch norm folded: the 1x1
+// convolutions.
+constexpr int kLayoutKeys = kPrecisions * 8;
+inline int layout_key(Precision precision, bool channels_last, bool is_aligned, bool folded = false) {
+  return ((static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned) * 2 + folded;
+}
 
 }  // namespace effnet

@@ -44,7 +44,7 @@ struct Driver {
   decltype(&cuLibraryGetKernel) get_kernel;
   decltype(&cuKernelSetAttribute) set_kernel_attribute;
   decltype(&cuKernelGetFunction) kernel_function;
-  decltype(&cuLaunchKernel) launch_kernel;
+  decltype(&cuLaunchKernelEx) launch_kernel;
   int version = 0;
 
   std::string describe(CUresult result) const {
@@ -91,7 +91,7 @@ Driver* open_driver() {
   resolve(driver->get_kernel, "cuLibraryGetKernel");
   resolve(driver->set_kernel_attribute, "cuKernelSetAttribute");
   resolve(driver->kernel_function, "cuKernelGetFunction");
-  resolve(driver->launch_kernel, "cuLaunchKernel");
+  resolve(driver->launch_kernel, "cuLaunchKernelEx");
   driver->check(driver->init(0), "starting the CUDA driver");
   driver->driver_version(&driver->version);
   pthread_atfork(nullptr, nullptr, [] { forked = started.load(); });
@@ -311,8 +311,13 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
 
   CurrentContext context(state.context);
   const Ready& r = ready(op, variant, place.device);
-  const CUresult result = driver().launch_kernel(r.function, static_cast<unsigned>(grid), 1, 1, static_cast<unsigned>(r.image->threads), 1, 1, static_cast<unsigned>(r.image->shared),
-                                                 static_cast<CUstream>(place.stream), arguments.data(), nullptr);
+  // Graphs know of early launches since CUDA 12.3.
+  CUlaunchAttribute early{.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, .value = {.programmaticStreamSerializationAllowed = 1}};
+  const CUlaunchConfig config{.gridDimX = static_cast<unsigned>(grid), .gridDimY = 1, .gridDimZ = 1,
+                              .blockDimX = static_cast<unsigned>(r.image->threads), .blockDimY = 1, .blockDimZ = 1,
+                              .sharedMemBytes = static_cast<unsigned>(r.image->shared), .hStream = static_cast<CUstream>(place.stream),
+                              .attrs = &early, .numAttrs = r.image->dependent_launch && driver().version >= 12030 ? 1u : 0u};
+  const CUresult result = driver().launch_kernel(&config, r.function, arguments.data(), nullptr);
   if (result != CUDA_SUCCESS)
     fail(Failure::driver, std::string("effnet::") + op + ": launching " + variant.kernel + " (" + variant.name + ", " + image_name(*r.image) + ") on device " + std::to_string(place.device) + " with grid (" +
          std::to_string(grid) + ", 1, 1) failed: " + driver().describe(result));

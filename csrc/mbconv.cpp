@@ -1,7 +1,8 @@
-// A whole MBConv block: the maps between its three convolutions live in a workspace, where no kernel keeps them on chip.
+// A whole MBConv block: in one kernel where there is one for it (triton_src/mbconv.py), else the maps between its three
+// convolutions live in a workspace.
 #include <cmath>
 
-#include "kernels.h"
+#include "choice.h"
 
 namespace effnet {
 namespace {
@@ -43,10 +44,69 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
                     .batch = p.batch, .pixels = p.out_height * p.out_width, .in_channels = p.hidden, .out_channels = p.out_channels, .tail = tail}, place);
 }
 
+// ---- in one kernel ----
+
+constexpr int kMaxInChannels = 64;
+
+int key(Precision precision, bool expand, int64_t in_channels, int64_t stride) {
+  return ((static_cast<int>(precision) * 2 + expand) * 2 + (stride == 2)) * kMaxInChannels + static_cast<int>(in_channels);
+}
+
+const TileTable& table() {
+  static const TileTable t("mbconv", kPrecisions * 4 * kMaxInChannels,
+                           [](const Variant& v) { return key(Precision(v["precision"]), v["expand"], v["in_channels"], v["stride"]); }, "block_m", "columns");
+  return t;
+}
+
+// What the kernels were promised at compile time.
+bool fits_a_kernel(const MbconvProblem& p) {
+  const bool biases = p.depthwise_bias && p.project_bias && (p.expand_bias || !p.expand_weight);
+  return p.channels_last && biases && p.vectors_are_fp32 && p.depthwise_taps_first && p.kernel == 3 && p.stride_y == p.stride_x && p.low == 0 && std::isfinite(p.high) &&
+         p.in_channels < kMaxInChannels && p.hidden == (p.expand_weight ? 6 * p.in_channels : p.in_channels) &&
+         aligned({p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.project_weight, p.project_bias, p.residual, p.out}, {p.out_channels});
+}
+
+int64_t blocks(const MbconvProblem& p, const Tile& tile) {
+  if (tile.columns < p.out_channels) return 0;
+  if (p.expand_weight) return ceil_div(p.batch * p.out_height * p.out_width, tile.rows);
+  return ceil_div(p.batch * p.out_width, tile.rows) * ceil_div(p.out_height, (*tile.variant)["steps"]);
+}
+
+// The tile of the kernel that computes the block; null where three kernels are better, or there is none.
+const Tile* fused(const MbconvProblem& p, int device) {
+  const int fitting = fits_a_kernel(p) ? key(p.precision, p.expand_weight, p.in_channels, p.stride_y) : -1;
+  if (p.variant) return &table().named(p.op, p.variant, {fitting});
+  if (fitting < 0) return nullptr;
+  const auto by_rule = [&] {
+    const int multiprocessors = device_info(device).multiprocessors;
+    // With few pixels the warps of a block share them and split the hidden channels.
+    const bool few = ceil_div(p.batch * p.out_height * p.out_width, 16) < 3 * multiprocessors;
+    const auto fit = [&](const Tile& tile) { return !p.expand_weight || ((*tile.variant)["chunk"] > 32) == few ? blocks(p, tile) : 0; };
+    // The narrowest projection; without expansion, rows walked against blocks that run at once, some twelve a multiprocessor.
+    const auto work = [&](const Tile& tile) { return p.expand_weight ? int64_t{2048} * tile.columns : int64_t{2048} * ((*tile.variant)["steps"] + 1) + tile.columns; };
+    return table().find(fitting, 12 * multiprocessors, fit, work);
+  };
+  return table().choose_or_none(fitting, device,
+                                {p.batch, {{"height", p.height}, {"width", p.width}, {"in_channels", p.in_channels}, {"hidden", p.hidden}, {"out_channels", p.out_channels},
+                                           {"stride", p.stride_y}, {"residual", p.residual != nullptr}}},
+                                [&](const Tile& tile) { return blocks(p, tile); }, by_rule);
+}
+
+void launch_fused(const MbconvProblem& p, const Tile& tile, Place place) {
+  const int64_t grid = blocks(p, tile);
+  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have " + std::to_string(p.out_channels) + " output channels");
+  launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.project_weight, p.project_bias, p.residual, p.out,
+         int32_t(p.batch), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(p.out_channels), int32_t(p.left), int32_t(p.top),
+         p.high, int32_t(p.residual ? 8 : 0));
+}
+
 }  // namespace
 
-int64_t mbconv_workspace(const MbconvProblem& p, int) { return Maps(p).bytes; }
+int64_t mbconv_workspace(const MbconvProblem& p, int device) { return fused(p, device) ? 0 : Maps(p).bytes; }
 
-void launch_mbconv(const MbconvProblem& p, void* workspace, Place place) { launch_unfused(p, workspace, place); }
+void launch_mbconv(const MbconvProblem& p, void* workspace, Place place) {
+  if (const Tile* tile = fused(p, place.device)) return launch_fused(p, *tile, place);
+  launch_unfused(p, workspace, place);
+}
 
 }  // namespace effnet

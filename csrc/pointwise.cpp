@@ -5,7 +5,7 @@ namespace effnet {
 namespace {
 
 const TileTable& table() {
-  static const TileTable t("pointwise", kLayoutKeys, [](const Variant& v) { return layout_key(Precision(v["precision"]), v["channels_last"], v["aligned"]); }, "block_m", "block_n");
+  static const TileTable t("pointwise", kLayoutKeys, [](const Variant& v) { return layout_key(Precision(v["precision"]), v["channels_last"], v["aligned"], v["folded"]); }, "block_m", "block_n");
   return t;
 }
 
@@ -16,8 +16,9 @@ void launch_pointwise(const PointwiseProblem& p, Place place) {
   const bool rows = p.channels_last || p.pixels == 1;
   const int64_t pixels = rows ? p.batch * p.pixels : p.pixels, images = rows ? 1 : p.batch;
   const bool is_aligned = aligned({p.x, p.weight, p.out, p.tail.residual}, {p.in_channels, rows ? p.out_channels : p.pixels});
-  const int fitting = layout_key(p.precision, rows, is_aligned);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, layout_key(p.precision, rows, false)})
+  const int any = layout_key(p.precision, rows, is_aligned), folded = layout_key(p.precision, rows, is_aligned, true);
+  const int fitting = !p.tail.batch_norm && table().has(folded) ? folded : any;
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, any, layout_key(p.precision, rows, false)})
                                : table().choose(fitting, place.device,
                                                 {p.batch, {{"channels_last", rows}, {"pixels", p.pixels}, {"in_channels", p.in_channels}, {"out_channels", p.out_channels}, {"residual", p.tail.residual != nullptr}}},
                                                 pixels, p.out_channels, images);

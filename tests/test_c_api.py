@@ -231,7 +231,7 @@ def test_example_against_the_stub(stub, example):
     done = subprocess.run([example], env=stub.environment(log, emulate="1"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "device 0 is served by " in done.stdout
-    (made,) = [r for r in stub.read(log) if r["call"] == "cuLaunchKernel"]
+    (made,) = [r for r in stub.read(log) if r["call"] == "cuLaunchKernelEx"]
     parameters = made["parameters"]
     assert made["kernel"] == "effnet_pointwise" and made["stream"] == 0
     assert (parameters["pixels"], parameters["out_channels"], parameters["in_channels"], parameters["high"]) == (2 * 28 * 28, 144, 24, 6.0)
@@ -240,7 +240,7 @@ def test_example_against_the_stub(stub, example):
 def test_example_reports_a_wrong_result_and_an_error(stub, example):
     done = subprocess.run([example], env=stub.environment(stub.new_log()), capture_output=True, text=True)  # nothing is computed
     assert done.returncode == 1 and "largest error nan" in done.stdout.replace("-nan", "nan")
-    done = subprocess.run([example], env=stub.environment(stub.new_log(), fail="cuLaunchKernel=700"), capture_output=True, text=True)
+    done = subprocess.run([example], env=stub.environment(stub.new_log(), fail="cuLaunchKernelEx=700"), capture_output=True, text=True)
     assert done.returncode == 1 and "CUDA_ERROR_ILLEGAL_ADDRESS" in done.stderr
 
 

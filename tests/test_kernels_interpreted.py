@@ -22,6 +22,8 @@ NAN, INF = "nan", "inf"
 CASES = {
     "pointwise": [
         dict(variant="*_aligned_*", shape=(2, 72, 8, 9, 40), **BN6, fp32_vectors=True, residual=True),
+        dict(variant="*_folded_*", shape=(2, 72, 8, 9, 40), epilogue="bias", activation="relu6", fp32_vectors=True, residual=True),
+        dict(variant="fp16_nhwc_folded_*", shape=(1, 8, 3, 3, 8), epilogue="none"),
         dict(variant="*_generic_*", shape=(2, 71, 5, 7, 67), **BN6, residual=True),
         *[
             dict(variant=f"{precision}_{layout}_generic_*", shape=(2, 20, 5, 3, 24), epilogue=epilogue, activation=activation, fp32_vectors=fp32, residual=residual)

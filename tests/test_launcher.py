@@ -66,24 +66,24 @@ def few_images(tmp_path_factory):
 
 # op, what differs from PROBLEMS, the variant without its tile, as a regular expression
 CHOICES = [
-    ("pointwise", {}, "fp16_nhwc_aligned"),
-    ("pointwise", {"precision": BF16}, "bf16_nhwc_aligned"),
-    ("pointwise", {"precision": TF32}, "tf32_nhwc_aligned"),
+    ("pointwise", {}, "fp16_nhwc_folded"),
+    ("pointwise", {"precision": BF16}, "bf16_nhwc_folded"),
+    ("pointwise", {"precision": TF32}, "tf32_nhwc_folded"),
     ("pointwise", {"precision": FP32}, "fp32_nhwc_aligned"),
-    ("pointwise", {"residual": RESIDUAL}, "fp16_nhwc_aligned"),
-    ("pointwise", {"epilogue": {"bias": BIAS + 2}}, "fp16_nhwc_aligned"),  # vectors are promised nothing
+    ("pointwise", {"residual": RESIDUAL}, "fp16_nhwc_folded"),
+    ("pointwise", {"epilogue": {"bias": BIAS + 2}}, "fp16_nhwc_folded"),  # vectors are promised nothing
     ("pointwise", {"x": X + 8}, "fp16_nhwc_generic"),
     ("pointwise", {"weight": WEIGHT + 2}, "fp16_nhwc_generic"),
     ("pointwise", {"out": OUT + 4}, "fp16_nhwc_generic"),
     ("pointwise", {"residual": RESIDUAL + 8}, "fp16_nhwc_generic"),
     ("pointwise", {"in_channels": 20}, "fp16_nhwc_generic"),
     ("pointwise", {"out_channels": 28}, "fp16_nhwc_generic"),
-    ("pointwise", {"width": 7}, "fp16_nhwc_aligned"),
+    ("pointwise", {"width": 7}, "fp16_nhwc_folded"),
     ("pointwise", {"layout": NCHW}, "fp16_nchw_aligned"),
     ("pointwise", {"layout": NCHW, "out_channels": 28}, "fp16_nchw_aligned"),
     ("pointwise", {"layout": NCHW, "in_channels": 20}, "fp16_nchw_generic"),
     ("pointwise", {"layout": NCHW, "height": 7, "width": 7}, "fp16_nchw_generic"),
-    ("pointwise", {"layout": NCHW, "height": 1, "width": 1}, "fp16_nhwc_aligned"),  # one pixel lies the same way
+    ("pointwise", {"layout": NCHW, "height": 1, "width": 1}, "fp16_nhwc_folded"),  # one pixel lies the same way
     ("pointwise_pool", {}, "fp16_nhwc_aligned"),
     ("pointwise_pool", {"precision": TF32}, "tf32_nhwc_aligned"),
     ("pointwise_pool", {"out": OUT + 2, "out_channels": 13}, "fp16_nhwc_aligned"),
@@ -360,7 +360,7 @@ def test_loading_is_allowed_within_a_capture(stub):
     run = stub.run(launch("pointwise")).assert_ok()
     during = [r["call"] if "mode" not in r else r["mode"] for r in run.records]
     relaxed, global_ = 2, 0
-    assert during.index(relaxed) < during.index("cuLibraryLoadData") < during.index("cuKernelGetFunction") < during.index(global_) < during.index("cuLaunchKernel")
+    assert during.index(relaxed) < during.index("cuLibraryLoadData") < during.index("cuKernelGetFunction") < during.index(global_) < during.index("cuLaunchKernelEx")
 
 
 def test_preload_leaves_nothing_but_the_launch(stub):
@@ -368,8 +368,8 @@ def test_preload_leaves_nothing_but_the_launch(stub):
     run = stub.run(["preload", 0], *calls).assert_ok()
     variants = {(k["op"], k["variant"]) for k in run.kernels.values()}
     assert {(r["image"]["op"], r["image"]["variant"]) for r in run.loads} == variants and len(run.loads) == len(variants)
-    first = next(i for i, r in enumerate(run.records) if r["call"] == "cuLaunchKernel") - 1
-    assert [r["call"] for r in run.records[first:]] == ["cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"] * len(calls)
+    first = next(i for i, r in enumerate(run.records) if r["call"] == "cuLaunchKernelEx") - 1
+    assert [r["call"] for r in run.records[first:]] == ["cuCtxPushCurrent", "cuLaunchKernelEx", "cuCtxPopCurrent"] * len(calls)
 
 
 def test_log_explains_each_choice_once(stub, few_images):
@@ -385,7 +385,7 @@ def test_log_explains_each_choice_once(stub, few_images):
 
 
 def test_failed_launch_names_kernel_and_grid(stub, few_images):
-    run = stub.run(launch("pointwise"), launch("pointwise"), devices="8.6", fail="cuLaunchKernel#1=700", **few_images)
+    run = stub.run(launch("pointwise"), launch("pointwise"), devices="8.6", fail="cuLaunchKernelEx#1=700", **few_images)
     assert run.results[0]["status"] == c_api.DRIVER_ERROR
     assert run.results[0]["error"] == (
         "effnet::pointwise: launching effnet_pointwise (aligned, cubin sm_86) on device 0 with grid (2, 1, 1) failed: "
@@ -403,7 +403,7 @@ def test_failure_on_the_way_is_reported_and_not_remembered(stub, call):
 
 
 def test_unnamed_driver_error(stub):
-    assert "unknown error (4321: " in stub.run(launch("pointwise"), fail="cuLaunchKernel=4321").results[0]["error"]
+    assert "unknown error (4321: " in stub.run(launch("pointwise"), fail="cuLaunchKernelEx=4321").results[0]["error"]
 
 
 def test_no_driver(stub):

@@ -1,7 +1,8 @@
 """What follows the accumulator: batch norm or bias, residual, activation. One code for every op and every case.
 
 All choices but the data type are made at run time, by `flags` and the clamp bounds, because they cost a few scalar
-branches on vectors of one channel tile and would otherwise multiply the number of kernels by 24.
+branches on vectors of one channel tile and would otherwise multiply the number of kernels by 24. One exception: the compiler
+computes batch norm and bias both and selects, so the kernels that networks spend their time in have variants without the norm.
 """
 
 import triton
@@ -54,6 +55,15 @@ def load_affine(p0, p1, p2, p3, channels, mask, eps, flags):
 
 
 @triton.jit
+def load_bias(p0, channels, mask, flags):
+    """The same where there is no batch norm: only the shift counts (see FOLDED in apply_affine)."""
+    shift = tl.zeros_like(channels).to(tl.float32)
+    if (flags & HAS_BIAS) != 0:
+        shift = load_vector(p0, channels, mask, flags)
+    return shift, shift, shift, shift
+
+
+@triton.jit
 def along(vector, AXIS: tl.constexpr):
     """The vector as a tile of one column (AXIS 0) or one row (AXIS 1), to be broadcast."""
     if AXIS == 0:
@@ -63,9 +73,12 @@ def along(vector, AXIS: tl.constexpr):
 
 
 @triton.jit
-def apply_affine(accumulator, affine, AXIS: tl.constexpr, EXACT: tl.constexpr):
-    """The accumulator tile normalised; channels run along AXIS. EXACT where the output has float32's digits to lose."""
+def apply_affine(accumulator, affine, AXIS: tl.constexpr, EXACT: tl.constexpr, FOLDED: tl.constexpr = False):
+    """The accumulator tile normalised; channels run along AXIS. EXACT where the output has float32's digits to lose.
+    FOLDED: batch norm is in the weights already, and only the shift is added."""
     center, scale, rest, shift = affine
+    if FOLDED:
+        return accumulator + along(shift, AXIS)
     deviation = accumulator - along(center, AXIS)
     y = tl.fma(deviation, tl.broadcast_to(along(scale, AXIS), deviation.shape), tl.broadcast_to(along(shift, AXIS), deviation.shape))
     if EXACT:

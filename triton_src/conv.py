@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
+from ._launch import begin
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
 
@@ -19,7 +20,8 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
                 x_image, x_channel, x_row, x_column, weight_out, weight_in, weight_row, weight_column,
                 eps, low, high, flags,
                 KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                PRECISION: tl.constexpr):
+                PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    begin(DEPENDENT_LAUNCH)
     plane = out_height * out_width
     pixel_tiles = tl.cdiv(plane, BLOCK_M)
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
@@ -93,7 +95,7 @@ def variant(precision, kernel, layout, aligned, m, n, k, warps, schedule=""):
                                           "kernel_y", "kernel_x", "stride_y", "stride_x", "left", "top",
                                           "x_image", "x_channel", "x_row", "x_column",
                                           "weight_out", "weight_in", "weight_row", "weight_column")}, **PARAMETERS},
-        constants={"KERNEL": kernel, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
+        constants={"DEPENDENT_LAUNCH": False, "KERNEL": kernel, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
                    # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
                    "PRECISION": "tf32x3" if arithmetic == "tf32" and dtype == "fp32" else arithmetic},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,

@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
+from ._launch import begin
 from ._variant import PRECISION_CODES, Variant
 
 
 @triton.jit
 def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
                      stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
-                     CHANNELS_LAST: tl.constexpr, KERNEL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+                     CHANNELS_LAST: tl.constexpr, KERNEL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    begin(DEPENDENT_LAUNCH)
     plane = out_height * out_width
     if CHANNELS_LAST:
         channel_tiles = tl.cdiv(channels, BLOCK_C)
@@ -71,7 +73,8 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
 @triton.jit
 def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
                           stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
-                          KERNEL: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+                          KERNEL: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    begin(DEPENDENT_LAUNCH)
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     column_tiles = tl.cdiv(out_width, BLOCK_P)
     row_tiles = tl.cdiv(out_height, ROWS)
@@ -150,7 +153,7 @@ def flat(precision, kernel, layout, aligned, block_p, block_c, warps=4, schedule
         name=f"{precision}_k{kernel}_{layout}_{'aligned' if aligned else 'generic'}_{schedule}{block_p}x{block_c}",
         kernel=effnet_depthwise,
         parameters=signature(precision),
-        constants={"CHANNELS_LAST": layout == "nhwc", "KERNEL": kernel, "BLOCK_P": block_p, "BLOCK_C": block_c},
+        constants={"DEPENDENT_LAUNCH": False, "CHANNELS_LAST": layout == "nhwc", "KERNEL": kernel, "BLOCK_P": block_p, "BLOCK_C": block_c},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
                     "kernel": kernel, "stride": 0, "rows": 1, "block_p": block_p, "block_c": block_c},
         divisible={"x": 16, "out": 16, "channels": 8} if aligned else {},
@@ -164,7 +167,7 @@ def walking(precision, kernel, stride, rows, block_p, block_c, warps, schedule="
         name=f"{precision}_k{kernel}_s{stride}_rows_{schedule}{rows}x{block_p}x{block_c}",
         kernel=effnet_depthwise_rows,
         parameters=signature(precision),
-        constants={"KERNEL": kernel, "STRIDE": stride, "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c},
+        constants={"DEPENDENT_LAUNCH": False, "KERNEL": kernel, "STRIDE": stride, "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": 1, "aligned": 1,
                     "kernel": kernel, "stride": stride, "rows": rows, "block_p": block_p, "block_c": block_c},
         divisible={"x": 16, "out": 16, "channels": 8},

@@ -9,12 +9,14 @@ import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_rows
+from ._launch import begin
 from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
 @triton.jit
 def effnet_linear(x, weight, p0, p1, p2, p3, out, rows, out_features, in_features, eps, low, high, flags,
-                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    begin(DEPENDENT_LAUNCH)
     column_tiles = tl.cdiv(out_features, BLOCK_N)
     m = (tl.program_id(0) // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tl.program_id(0) % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -67,7 +69,7 @@ def variant(precision, aligned, m, n, k, warps, stages, schedule=""):
         kernel=effnet_linear,
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                     "rows": "i32", "out_features": "i32", "in_features": "i32", **PARAMETERS},
-        constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        constants={"DEPENDENT_LAUNCH": False, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
         attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n},
         divisible={"x": 16, "weight": 16, "out": 16, "in_features": 8, "out_features": 8} if aligned else {},
         num_warps=warps,

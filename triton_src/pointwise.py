@@ -8,26 +8,28 @@ A program computes one tile of pixels by output channels; neighbouring programs 
 import triton
 import triton.language as tl
 
-from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine
+from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine, load_bias
 from ._gemm import accumulate_planes, accumulate_rows
+from ._launch import begin
 from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
 @triton.jit
 def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_channels, in_channels, eps, low, high, flags,
                      CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                     PRECISION: tl.constexpr):
+                     PRECISION: tl.constexpr, FOLDED: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    begin(DEPENDENT_LAUNCH)
     # `pixels` counts those of the whole batch (channels_last) or of one image (NCHW).
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
     tile = tl.program_id(0) // channel_tiles
     o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_out = o < out_channels
-    affine = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    affine = load_bias(p0, o, in_out, flags) if FOLDED else load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
     if CHANNELS_LAST:
         p = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         in_p = p < pixels
         y = accumulate_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
-        y = apply_affine(y, affine, 1, out.dtype.element_ty == tl.float32)
+        y = apply_affine(y, affine, 1, out.dtype.element_ty == tl.float32, FOLDED)
         where = p[:, None] * out_channels + o[None, :]
         mask = in_p[:, None] & in_out[None, :]
     else:
@@ -37,7 +39,7 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
         in_p = p < pixels
         y = accumulate_planes(x + image * in_channels * pixels, weight, p, o, in_p, in_out, pixels, in_channels,
                               BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
-        y = apply_affine(y, affine, 0, out.dtype.element_ty == tl.float32)
+        y = apply_affine(y, affine, 0, out.dtype.element_ty == tl.float32, FOLDED)
         where = image * out_channels * pixels + o[:, None] * pixels + p[None, :]
         mask = in_out[:, None] & in_p[None, :]
     if (flags & HAS_RESIDUAL) != 0:
@@ -45,20 +47,22 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
     tl.store(out + where, activate(y, low, high).to(out.dtype.element_ty), mask=mask)
 
 
-# BLOCK_M, BLOCK_N, BLOCK_K, warps, stages
+# BLOCK_M, BLOCK_N, BLOCK_K, warps, stages. "folded": aligned, and for a bias alone: what networks run on.
 TILES = {
-    ("fp16", "nhwc", True): [(16, 32, 128, 4, 3), (32, 32, 64, 4, 2), (64, 64, 32, 4, 3), (128, 64, 32, 4, 3)],
-    ("fp16", "nhwc", False): [(64, 64, 32, 4, 2)],
-    ("fp16", "nchw", True): [(64, 64, 32, 4, 3)],
-    ("fp16", "nchw", False): [(64, 64, 32, 4, 2)],
-    ("tf32", "nhwc", True): [(16, 32, 64, 4, 3), (32, 32, 32, 4, 2), (64, 64, 32, 4, 3)],
-    ("tf32", "nhwc", False): [(64, 64, 32, 8, 2)],
-    ("tf32", "nchw", True): [(64, 64, 32, 4, 2)],
-    ("tf32", "nchw", False): [(64, 64, 32, 4, 2)],
-    ("fp32", "nhwc", True): [(32, 32, 16, 4, 2), (64, 64, 16, 8, 2)],
-    ("fp32", "nhwc", False): [(64, 64, 16, 8, 2)],
-    ("fp32", "nchw", True): [(64, 64, 16, 8, 2)],
-    ("fp32", "nchw", False): [(64, 64, 16, 8, 2)],
+    ("fp16", "nhwc", "folded"): [(16, 32, 128, 4, 3), (32, 32, 64, 4, 2), (64, 64, 32, 4, 3), (128, 64, 32, 4, 3)],
+    ("fp16", "nhwc", "aligned"): [(32, 32, 64, 4, 2), (64, 64, 32, 4, 3)],
+    ("fp16", "nhwc", "generic"): [(64, 64, 32, 4, 2)],
+    ("fp16", "nchw", "aligned"): [(64, 64, 32, 4, 3)],
+    ("fp16", "nchw", "generic"): [(64, 64, 32, 4, 2)],
+    ("tf32", "nhwc", "folded"): [(16, 32, 64, 4, 3), (32, 32, 32, 4, 2), (64, 64, 32, 4, 3)],
+    ("tf32", "nhwc", "aligned"): [(32, 32, 32, 4, 2), (64, 64, 32, 4, 3)],
+    ("tf32", "nhwc", "generic"): [(64, 64, 32, 8, 2)],
+    ("tf32", "nchw", "aligned"): [(64, 64, 32, 4, 2)],
+    ("tf32", "nchw", "generic"): [(64, 64, 32, 4, 2)],
+    ("fp32", "nhwc", "aligned"): [(32, 32, 16, 4, 2), (64, 64, 16, 8, 2)],
+    ("fp32", "nhwc", "generic"): [(64, 64, 16, 8, 2)],
+    ("fp32", "nchw", "aligned"): [(64, 64, 16, 8, 2)],
+    ("fp32", "nchw", "generic"): [(64, 64, 16, 8, 2)],
 }
 
 
@@ -72,34 +76,35 @@ TRIED = {
 
 def variants():
     for precision in PRECISIONS:
-        for layout in ("nhwc", "nchw"):
-            for aligned in (True, False):
-                for m, n, k, warps, stages in TILES["fp16" if precision == "bf16" else precision, layout, aligned]:
-                    yield variant(precision, layout, aligned, m, n, k, warps, stages)
+        for (storage, layout, kind), shapes in TILES.items():
+            if storage == ("fp16" if precision == "bf16" else precision):
+                for shape in shapes:
+                    yield variant(precision, layout, kind, *shape)
 
 
 def candidates():
     for precision in PRECISIONS:
         for m, n, k in TRIED["fp16" if precision == "bf16" else precision]:
             for warps, stages in SCHEDULES:
-                yield variant(precision, "nhwc", True, m, n, k, warps, stages, f"w{warps}s{stages}_")
+                yield variant(precision, "nhwc", "aligned" if precision == "fp32" else "folded", m, n, k, warps, stages, f"w{warps}s{stages}_")
 
 
-def variant(precision, layout, aligned, m, n, k, warps, stages, schedule=""):
+def variant(precision, layout, kind, m, n, k, warps, stages, schedule=""):
     dtype, arithmetic = PRECISIONS[precision]
     # 16-byte loads run along the channels in NHWC, along the pixels in NCHW; the weight's always along the channels.
     multiples = {"x": 16, "weight": 16, "residual": 16, "out": 16, "in_channels": 8}
     multiples["out_channels" if layout == "nhwc" else "pixels"] = 8
     return Variant(
         op="pointwise",
-        name=f"{precision}_{layout}_{'aligned' if aligned else 'generic'}_{schedule}{m}x{n}x{k}",
+        name=f"{precision}_{layout}_{kind}_{schedule}{m}x{n}x{k}",
         kernel=effnet_pointwise,
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "residual", "out")},
                     "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
-        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
-        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
+        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic,
+                   "FOLDED": kind == "folded", "DEPENDENT_LAUNCH": False},
+        attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": kind != "generic", "folded": kind == "folded",
                     "block_m": m, "block_n": n},
-        divisible=multiples if aligned else {},
+        divisible=multiples if kind != "generic" else {},
         num_warps=warps,
         num_stages=stages,
     )

@@ -9,13 +9,15 @@ import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_planes, accumulate_rows
+from ._launch import begin
 from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
 @triton.jit
 def effnet_pointwise_pool(x, weight, p0, p1, p2, p3, out, pixels, out_channels, in_channels, eps, low, high, flags,
                           CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                          PRECISION: tl.constexpr):
+                          PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    begin(DEPENDENT_LAUNCH)
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
     image = tl.program_id(0) // channel_tiles
     o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -75,7 +77,7 @@ def variant(precision, layout, aligned, m, n, k, warps, stages, schedule=""):
         kernel=effnet_pointwise_pool,
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                     "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
-        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        constants={"DEPENDENT_LAUNCH": False, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
                     "block_m": m, "block_n": n},
         divisible={"x": 16, "weight": 16, "in_channels": 8} if aligned else {},

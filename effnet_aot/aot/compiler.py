@@ -14,6 +14,11 @@ from .errors import BuildError
 PTX_VERSION_8X = 80
 
 
+def launches_dependent(variant, capability):
+    """Whether the kernel's image for this capability may be started before its predecessor has ended (see triton_src/_launch.py)."""
+    return capability >= 90 and "DEPENDENT_LAUNCH" in variant.constants
+
+
 def tool_versions():
     """Version of Triton and of the ptxas inside its wheel (the manifest records both, and the cache depends on both)."""
     import triton
@@ -47,12 +52,14 @@ def compile_variant(variant, capability, path):
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
+        from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
+        constants = {**variant.constants, **({"DEPENDENT_LAUNCH": True} if launches_dependent(variant, capability) else {})}
         order = list(variant.parameters)
-        source = ASTSource(
+        source = (GluonASTSource if isinstance(variant.kernel, GluonJITFunction) else ASTSource)(
             fn=variant.kernel,
-            signature={**variant.parameters, **{name: "constexpr" for name in variant.constants}},
-            constexprs=dict(variant.constants),
+            signature={**variant.parameters, **{name: "constexpr" for name in constants}},
+            constexprs=constants,
             attrs={(order.index(name),): [["tt.divisibility", multiple]] for name, multiple in variant.divisible.items()},
         )
         options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
@@ -60,7 +67,7 @@ def compile_variant(variant, capability, path):
             options["ptx_version"] = PTX_VERSION_8X
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     report = resources(compiled.asm["cubin"])
-    report.update(shared=compiled.metadata.shared, threads=32 * compiled.metadata.num_warps)
+    report.update(shared=compiled.metadata.shared, threads=32 * compiled.metadata.num_warps, dependent_launch=constants.get("DEPENDENT_LAUNCH", False))
     write_atomically(path.with_suffix(".cubin"), compiled.asm["cubin"])
     write_atomically(path.with_suffix(".ptx"), compiled.asm["ptx"].encode())
     write_atomically(path.with_suffix(".json"), json.dumps(report).encode())

@@ -19,6 +19,7 @@ class Image:
     spills: int
     shared: int
     threads: int
+    dependent_launch: bool
 
 
 def write_registry(out_dir, variants, images, versions, defaults, tuned):
@@ -45,6 +46,7 @@ def manifest(images, versions):
                 "op": image.variant.op, "variant": image.variant.name, "kernel": image.variant.kernel.__name__,
                 "arch": image.target.arch, "kind": image.target.kind,
                 "registers": image.registers, "spills": image.spills, "shared": image.shared, "threads": image.threads,
+                "dependent_launch": image.dependent_launch,
                 "parameters": list(image.variant.parameters.values()),
                 "bytes": len(image.data), "sha256": hashlib.sha256(image.data).hexdigest(),
             }
@@ -73,7 +75,7 @@ def table(variants, images, offsets, versions, size, defaults, tuned):
         kind = "ImageKind::cubin" if image.target.kind == "cubin" else "ImageKind::ptx"
         lines.append(
             f"  {{{image.target.capability}, {kind}, effnet_images + {offsets[id(image)]}, {len(image.data)}, {image.registers}, {image.spills}, "
-            f'{image.shared}, {image.threads}, "{hashlib.sha256(image.data).hexdigest()}"}},'
+            f'{image.shared}, {image.threads}, {"true" if image.dependent_launch else "false"}, "{hashlib.sha256(image.data).hexdigest()}"}},'
         )
     lines += ["};", ""]
     for index, variant in enumerate(variants):

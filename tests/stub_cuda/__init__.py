@@ -59,7 +59,7 @@ class Run:
 
     @property
     def launches(self):
-        return self.of("cuLaunchKernel")
+        return self.of("cuLaunchKernelEx")
 
     @property
     def loads(self):

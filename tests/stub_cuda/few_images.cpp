@@ -10,12 +10,12 @@ const char* const kPtxasVersion = "none";
 #define PTX(text) reinterpret_cast<const unsigned char*>("// " text "\n.version 8.0\n"), 25
 
 static const Image kImages[] = {
-    {80, ImageKind::cubin, CUBIN("sm_80"), 64, 0, 48 * 1024, 128, ""},
-    {86, ImageKind::cubin, CUBIN("sm_86"), 64, 0, 60 * 1024, 128, ""},
-    {90, ImageKind::cubin, CUBIN("sm_90"), 64, 0, 200 * 1024, 256, ""},
-    {80, ImageKind::ptx, PTX("ptx80"), 64, 0, 60 * 1024, 128, ""},
-    {89, ImageKind::cubin, CUBIN("sm_89"), 64, 0, 1024, 128, ""},
-    {89, ImageKind::ptx, PTX("ptx89"), 64, 0, 1024, 128, ""},
+    {80, ImageKind::cubin, CUBIN("sm_80"), 64, 0, 48 * 1024, 128, false, ""},
+    {86, ImageKind::cubin, CUBIN("sm_86"), 64, 0, 60 * 1024, 128, false, ""},
+    {90, ImageKind::cubin, CUBIN("sm_90"), 64, 0, 200 * 1024, 256, true, ""},
+    {80, ImageKind::ptx, PTX("ptx80"), 64, 0, 60 * 1024, 128, false, ""},
+    {89, ImageKind::cubin, CUBIN("sm_89"), 64, 0, 1024, 128, false, ""},
+    {89, ImageKind::ptx, PTX("ptx89"), 64, 0, 1024, 128, false, ""},
 };
 
 // fp16, channels_last.

@@ -4,7 +4,7 @@
 //   STUB_CUDA_DEVICES      capabilities, "8.9,9.0" (default "8.9"); "" is a driver without a GPU
 //   STUB_CUDA_LOG          file to append the records to
 //   STUB_CUDA_PARAMETERS   file of lines "<kernel> <size of parameter> ...": how many bytes to record of each
-//   STUB_CUDA_FAIL         "cuLaunchKernel=700" fails each such call, "cuLaunchKernel#2=700" only the second
+//   STUB_CUDA_FAIL         "cuLaunchKernelEx=700" fails each such call, "cuLaunchKernelEx#2=700" only the second
 //   STUB_CUDA_REJECT       "cubin" or "ptx": images that no GPU takes
 //   STUB_CUDA_EMULATE      "1": effnet_pointwise in float32, channels_last, is computed
 //   STUB_CUDA_VERSION      what cuDriverGetVersion says (default 12080)
@@ -290,14 +290,38 @@ int cuKernelGetFunction(Function** function, Kernel* kernel) {
   return kSuccess;
 }
 
-int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters, void** extra) {
+struct LaunchAttribute {
+  int id;
+  char pad[4];
+  int value[16];
+};
+
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned count;
+};
+
+int cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** parameters, void** extra) {
   BEGIN;
+  const auto [gx, gy, gz] = config->grid;
+  const auto [bx, by, bz] = config->block;
+  const unsigned shared = config->shared;
+  void* const stream = config->stream;
+  constexpr int kProgrammaticStreamSerialization = 6;
+  bool early = false;
+  for (unsigned i = 0; i < config->count; ++i) {
+    if (config->attributes[i].id != kProgrammaticStreamSerialization) return kInvalidValue;
+    early |= config->attributes[i].value[0];
+  }
   Kernel& kernel = *function->kernel;
   std::string values;
   for (size_t i = 0; i < parameter_sizes(kernel.name).size(); ++i) values += (i ? ", \"" : "\"") + hex(parameters[i], parameter_sizes(kernel.name)[i]) + "\"";
   auto three = [](unsigned x, unsigned y, unsigned z) { return "[" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + "]"; };
-  record("cuLaunchKernel", "\"kernel\": \"" + kernel.name + "\", \"image\": " + address(kernel.library->image) + ", \"grid\": " + three(gx, gy, gz) + ", \"block\": " + three(bx, by, bz) +
-         ", \"shared\": " + std::to_string(shared) + ", \"stream\": " + address(stream) + ", \"parameters\": [" + values + "]");
+  record("cuLaunchKernelEx", "\"kernel\": \"" + kernel.name + "\", \"image\": " + address(kernel.library->image) + ", \"grid\": " + three(gx, gy, gz) + ", \"block\": " + three(bx, by, bz) +
+         ", \"shared\": " + std::to_string(shared) + ", \"stream\": " + address(stream) + ", \"early\": " + (early ? "true" : "false") +
+         ", \"parameters\": [" + values + "]");
   if (current_device() != function->device) return kInvalidHandle;
   if (extra || !gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz > 1024) return kInvalidValue;
   if (int(shared) > kernel.shared_limit[function->device]) return kInvalidValue;

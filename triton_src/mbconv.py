@@ -1,0 +1,361 @@
+"""Whole MBConv blocks: project(depthwise(expand(x))) + residual in one kernel; the hidden map never leaves the registers.
+
+effnet_mbconv: a program owns a tile of output pixels and walks over the hidden channels, a chunk at a time. For each of the
+nine taps it computes the hidden values under that tap anew (the tensor cores have time for it) and adds them, weighted, to
+the depthwise sum; the finished chunk is at once one step of the projection. The depthwise sum is a matrix product too: the
+hidden tile times a diagonal matrix, because its operand layout is the layout in which the expansion leaves its result.
+Out of the image a hidden value is zero whatever the bias: its upper clamp is lowered to 0 there, at no cost.
+
+effnet_depthwise_project: blocks without expansion. A program owns a column of pixels and walks down the rows.
+
+In Gluon, for its control over register layouts. Both want channels_last, ReLU6 (or any clamp to [0, high]), float32 biases
+and the depthwise weight stored tap by tap.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+from ._launch import begin_gluon
+from ._variant import PRECISION_CODES, Variant
+
+HAS_RESIDUAL = gl.constexpr(8)
+
+# One 16x8 tile of pixels by channels, in the layout of the accumulators: $4..$7 hidden values before the activation,
+# $8..$11 the sum, $12 the tap's weights as a diagonal matrix, $14 and $15 the upper clamps of its two pixels a thread.
+_TAP = """{{ .reg .b32 p0, p1;
+cvt.rn.relu.{t}x2.f32 p0, $5, $4;
+cvt.rn.relu.{t}x2.f32 p1, $7, $6;
+min.NaN.{t}x2 p0, p0, $14;
+min.NaN.{t}x2 p1, p1, $15;
+mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{p0, p1}}, {{$12}}, {{$8, $9, $10, $11}};
+}}"""
+TAP_FP16, TAP_BF16 = gl.constexpr(_TAP.format(t="f16")), gl.constexpr(_TAP.format(t="bf16"))
+
+# The same for values that are there already ($12, $13), and three sums: the tap's three rows. A product with the zeros of
+# the diagonal matrix would turn infinity into NaN for its neighbours, so it is clamped ($32 and $34, a half each).
+_THREE_TAPS = """{{ .reg .b32 p0, p1;
+min.NaN.{t}x2 p0, $12, $32;
+min.NaN.{t}x2 p1, $13, $33;
+max.NaN.{t}x2 p0, p0, $34;
+max.NaN.{t}x2 p1, p1, $35;
+mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{p0, p1}}, {{$26}}, {{$14, $15, $16, $17}};
+mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$4, $5, $6, $7}}, {{p0, p1}}, {{$28}}, {{$18, $19, $20, $21}};
+mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$8, $9, $10, $11}}, {{p0, p1}}, {{$30}}, {{$22, $23, $24, $25}};
+}}"""
+THREE_TAPS_FP16, THREE_TAPS_BF16 = gl.constexpr(_THREE_TAPS.format(t="f16")), gl.constexpr(_THREE_TAPS.format(t="bf16"))
+
+_ACTIVATE = """{{ .reg .b32 p;
+cvt.rn.relu.{t}x2.f32 p, $2, $1;
+min.NaN.{t}x2 $0, p, $3;
+}}"""
+ACTIVATE_FP16, ACTIVATE_BF16 = gl.constexpr(_ACTIVATE.format(t="f16")), gl.constexpr(_ACTIVATE.format(t="bf16"))
+
+
+@gluon.jit
+def add_tap(hidden, total, weight, high):
+    """total + clamp(hidden, 0, high) * weight, channel by channel; `weight` is masked to a diagonal."""
+    return gl.inline_asm_elementwise(
+        TAP_FP16 if weight.dtype == gl.float16 else TAP_BF16, "=f,=f,=f,=f,f,f,f,f,f,f,f,f,r,r,r,r",
+        [hidden, total, weight, high], dtype=gl.float32, is_pure=True, pack=4)  # fmt: skip
+
+
+@gluon.jit
+def add_three_taps(value, a, b, c, weight_a, weight_b, weight_c, largest, lowest):
+    return gl.inline_asm_elementwise(
+        THREE_TAPS_FP16 if value.dtype == gl.float16 else THREE_TAPS_BF16,
+        "=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,r,r,f,f,f,f,f,f,f,f,f,f,f,f,r,r,r,r,r,r,r,r,r,r",
+        [value, a, b, c, weight_a, weight_b, weight_c, largest, lowest],
+        dtype=(gl.float32, gl.float32, gl.float32), is_pure=True, pack=4)  # fmt: skip
+
+
+@gluon.jit
+def on_diagonal(weight, diagonal):
+    """The weight where `diagonal` has ones, in all bits; zero elsewhere."""
+    return gl.inline_asm_elementwise("and.b32 $0, $1, $2;", "=r,r,r", [weight, diagonal], dtype=weight.dtype, is_pure=True, pack=2)
+
+
+@gluon.jit
+def diagonal_mask(rows, columns):
+    """All bits set where a thread's first row of a tile meets its own column: the second operand of an m16n8k8 product."""
+    return gl.where((rows % 8)[:, None] == (columns % 8)[None, :], -1, 0).to(gl.int16)
+
+
+@gluon.jit
+def activate(x, high):
+    """x clamped to [0, high], in the type of `high`; NaN stays NaN."""
+    return gl.inline_asm_elementwise(ACTIVATE_FP16 if high.dtype == gl.float16 else ACTIVATE_BF16, "=r,f,f,r", [x, high], dtype=high.dtype, is_pure=True, pack=2)
+
+
+@gluon.jit
+def load_pixels(pixels, exists, FIRST: gl.constexpr, DEPTH: gl.constexpr, IN_CHANNELS: gl.constexpr, inside, PADDED: gl.constexpr, layout: gl.constexpr):
+    """Channels FIRST to FIRST + DEPTH of the pixels, as an operand. PADDED: two channels beyond the last are one inside the
+    image and zero outside: the bias comes in through them."""
+    k = FIRST + gl.arange(0, DEPTH, layout=gl.SliceLayout(0, layout))
+    if FIRST + DEPTH <= IN_CHANNELS:
+        return gl.load(pixels[:, None] + k[None, :])
+    elif PADDED:
+        x = gl.load(pixels[:, None] + k[None, :], mask=inside[:, None] & (k < IN_CHANNELS)[None, :], other=0.0)
+        return gl.where(((k == IN_CHANNELS) | (k == IN_CHANNELS + 1))[None, :], gl.where(inside, 1.0, 0.0).to(x.dtype)[:, None], x)
+    else:
+        return gl.load(pixels[:, None] + k[None, :], mask=exists[:, None] & (k < IN_CHANNELS)[None, :], other=0.0)
+
+
+@gluon.jit
+def load_expansion(weight, bias, h, HIDDEN: gl.constexpr, FIRST: gl.constexpr, DEPTH: gl.constexpr, IN_CHANNELS: gl.constexpr, PADDED: gl.constexpr, layout: gl.constexpr):
+    """The other operand: (DEPTH, chunk) of the expansion's weight; PADDED: the bias in two parts below it."""
+    k = FIRST + gl.arange(0, DEPTH, layout=gl.SliceLayout(1, layout))
+    w = gl.load(weight + h[None, :] * IN_CHANNELS + k[:, None], mask=(k < IN_CHANNELS)[:, None] & (h < HIDDEN)[None, :], other=0.0)
+    if PADDED and FIRST + DEPTH > IN_CHANNELS:
+        whole = gl.load(bias + h, mask=h < HIDDEN, other=0.0)
+        coarse = whole.to(w.dtype)
+        fine = (whole - coarse.to(gl.float32)).to(w.dtype)
+        w = gl.where((k == IN_CHANNELS)[:, None], coarse[None, :], gl.where((k == IN_CHANNELS + 1)[:, None], fine[None, :], w))
+    return w
+
+
+@gluon.jit
+def project(filtered, weight, out, h, HIDDEN: gl.constexpr, out_channels, FIRST: gl.constexpr, COLUMNS: gl.constexpr, layout: gl.constexpr):
+    """out + filtered @ weight^T for output channels FIRST to FIRST + COLUMNS."""
+    o = FIRST + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
+    w = gl.load(weight + o[None, :] * HIDDEN + h[:, None], mask=(o < out_channels)[None, :] & (h < HIDDEN)[:, None], other=0.0)
+    return mma_v2(filtered, w, out)
+
+
+@gluon.jit
+def store_tile(tile, bias, residual, out, first, pixels, out_channels, flags, FIRST: gl.constexpr, COLUMNS: gl.constexpr, layout: gl.constexpr):
+    """Writes a tile of `pixels` in a row in memory; every thread eight channels."""
+    o = FIRST + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
+    p = first + gl.arange(0, tile.shape[0], layout=gl.SliceLayout(1, layout))
+    where = p[:, None] * out_channels + o[None, :]
+    mask = (p < pixels)[:, None] & (o < out_channels)[None, :]
+    y = gl.convert_layout(tile, layout) + gl.load(bias + o, mask=o < out_channels, other=0.0)[None, :]
+    if (flags & HAS_RESIDUAL) != 0:
+        y += gl.load(residual + where, mask=mask, other=0.0).to(gl.float32)
+    gl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
+
+
+@gluon.jit
+def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
+                  batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
+                  STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, DEPTH: gl.constexpr, DEPTH2: gl.constexpr,
+                  COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    begin_gluon(DEPENDENT_LAUNCH)
+    ROWS: gl.constexpr = 16 * WARPS_M
+    CHUNK: gl.constexpr = 16 * WARPS_N
+    PADDED: gl.constexpr = DEPTH + DEPTH2 >= IN_CHANNELS + 2
+    dtype: gl.constexpr = x.dtype.element_ty
+    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS_M, WARPS_N], [16, 8])
+    left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 2)
+    right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 2)
+
+    pixels = batch * out_height * out_width
+    first = gl.program_id(0) * ROWS
+    exists = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, left_operand)) < pixels
+    p = gl.minimum(first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, left_operand)), pixels - 1)
+    image = p // (out_height * out_width)
+    y = STRIDE * (p // out_width % out_height) - top
+    z = STRIDE * (p % out_width) - left
+    # The same once more, as the accumulators are laid out.
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, mma))
+    mma_y = STRIDE * ((first + rows) // out_width % out_height) - top
+    mma_z = STRIDE * ((first + rows) % out_width) - left
+
+    # All that the tile reads, in registers: nine operands.
+    taps = ()
+    highest = gl.full([1, 1], high, gl.float32, layout=mma).to(dtype)
+    highs = ()
+    for t in gl.static_range(9):
+        iy = y + t // 3
+        iz = z + t % 3
+        inside = exists & (iy >= 0) & (iy < height) & (iz >= 0) & (iz < width)
+        # Out of the image any pixel of the window serves: its hidden values are clamped to 0.
+        near = x + ((image * height + gl.minimum(gl.maximum(iy, 0), height - 1)) * width + gl.minimum(gl.maximum(iz, 0), width - 1)) * IN_CHANNELS
+        taps = taps + (load_pixels(near, exists, 0, DEPTH, IN_CHANNELS, inside, PADDED, left_operand),)
+        if DEPTH2 > 0:
+            taps = taps + (load_pixels(near, exists, DEPTH, DEPTH2, IN_CHANNELS, inside, PADDED, left_operand),)
+        mma_inside = (mma_y + t // 3 >= 0) & (mma_y + t // 3 < height) & (mma_z + t % 3 >= 0) & (mma_z + t % 3 < width)
+        if PADDED:
+            highs = highs + (highest,)
+        else:
+            highs = highs + (gl.where(mma_inside, high, 0.0).to(dtype)[:, None],)
+    PARTS: gl.constexpr = 2 if DEPTH2 > 0 else 1
+
+    columns = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma))
+    diagonal = diagonal_mask(rows, columns)
+    zero = gl.zeros([ROWS, CHUNK], gl.float32, layout=mma)
+    result = gl.zeros([ROWS, COLUMNS], gl.float32, layout=mma)
+    if COLUMNS2 > 0:
+        result2 = gl.zeros([ROWS, COLUMNS2], gl.float32, layout=mma)
+    for start in range(0, HIDDEN, CHUNK):
+        h = start + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, right_operand))
+        w = load_expansion(expand_weight, expand_bias, h, HIDDEN, 0, DEPTH, IN_CHANNELS, PADDED, right_operand)
+        if DEPTH2 > 0:
+            w2 = load_expansion(expand_weight, expand_bias, h, HIDDEN, DEPTH, DEPTH2, IN_CHANNELS, PADDED, right_operand)
+        channel = start + columns
+        in_hidden = channel < HIDDEN
+        if PADDED:
+            bias = zero
+        else:
+            bias = gl.load(expand_bias + channel, mask=in_hidden, other=0.0)[None, :] + zero
+        total = gl.load(depthwise_bias + channel, mask=in_hidden, other=0.0)[None, :] + zero
+        for t in gl.static_range(9):
+            value = mma_v2(taps[t * PARTS], w, bias)
+            if DEPTH2 > 0:
+                value = mma_v2(taps[t * PARTS + 1], w2, value)
+            tap = gl.load(depthwise_weight + t * HIDDEN + channel, mask=in_hidden, other=0.0)[None, :]
+            total = add_tap(value, total, on_diagonal(tap, diagonal), highs[t])
+        filtered = gl.convert_layout(activate(total, highest), left_operand)
+        k = start + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, right_operand))
+        result = project(filtered, project_weight, result, k, HIDDEN, out_channels, 0, COLUMNS, right_operand)
+        if COLUMNS2 > 0:
+            result2 = project(filtered, project_weight, result2, k, HIDDEN, out_channels, COLUMNS, COLUMNS2, right_operand)
+    eights: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [WARPS_M * WARPS_N, 1], [1, 0])
+    store_tile(result, project_bias, residual, out, first, pixels, out_channels, flags, 0, COLUMNS, eights)
+    if COLUMNS2 > 0:
+        eights2: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS2, COLUMNS2 // 8], [WARPS_M * WARPS_N, 1], [1, 0])
+        store_tile(result2, project_bias, residual, out, first, pixels, out_channels, flags, COLUMNS, COLUMNS2, eights2)
+
+
+@gluon.jit
+def effnet_depthwise_project(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
+                             batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
+                             CHANNELS: gl.constexpr, COLUMNS: gl.constexpr, STEPS: gl.constexpr, WARPS: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    """Stride 1. STEPS output rows a program; CHANNELS is 32."""
+    begin_gluon(DEPENDENT_LAUNCH)
+    ROWS: gl.constexpr = 16 * WARPS
+    dtype: gl.constexpr = x.dtype.element_ty
+    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1], [16, 8])
+    left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 2)
+    right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 2)
+    # A thread loads eight neighbouring channels of a pixel, 16 bytes, and calls them columns 2t, 2t + 1 of four tiles: the
+    # order of channels is free as long as the weights follow it.
+    warp_bases: gl.constexpr = [] if WARPS == 1 else [[16, 0]] if WARPS == 2 else [[16, 0], [32, 0]]
+    loads: gl.constexpr = gl.DistributedLinearLayout([[0, 1], [0, 2], [0, 4], [8, 0]], [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]], warp_bases, [], [ROWS, CHANNELS])
+    eights: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [WARPS, 1], [1, 0])
+
+    # A column is an image's pixel column; columns of all images lie side by side.
+    count = batch * out_width
+    segments = gl.cdiv(out_height, STEPS)
+    first = gl.program_id(0) // segments * ROWS
+    first_y = gl.program_id(0) % segments * STEPS
+    p = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, loads))
+    exists = p < count
+    image = p // out_width
+    z = p % out_width - left
+    c = gl.arange(0, CHANNELS, layout=gl.SliceLayout(0, loads))
+
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, mma))
+    columns = gl.arange(0, CHANNELS, layout=gl.SliceLayout(0, mma))
+    diagonal = diagonal_mask(rows, columns)
+    channel = columns % 8 // 2 * 8 + columns // 8 * 2 + columns % 2
+    zero = gl.zeros([ROWS, CHANNELS], gl.float32, layout=mma)
+    highest = gl.full([1, 1], high, gl.float32, layout=mma).to(dtype)
+    largest = gl.full([1, 1], (65504.0 if dtype == gl.float16 else 3.3895e38), gl.float32, layout=mma).to(dtype)
+    weights = ()
+    for t in gl.static_range(9):
+        weights = weights + (on_diagonal(gl.load(depthwise_weight + t * CHANNELS + channel)[None, :], diagonal),)
+    bias = gl.load(depthwise_bias + channel)[None, :] + zero
+    k = gl.arange(0, CHANNELS, layout=gl.SliceLayout(1, right_operand))
+    o = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, right_operand))
+    project_weights = gl.load(project_weight + o[None, :] * CHANNELS + (k % 8 // 2 * 8 + k // 8 * 2 + k % 2)[:, None], mask=(o < out_channels)[None, :] & (k >= 0)[:, None], other=0.0)
+
+    store_p = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, eights))
+    store_o = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, eights))
+    store_bias = gl.load(project_bias + store_o, mask=store_o < out_channels, other=0.0)[None, :]
+    store_pixel = store_p // out_width * out_height * out_width + store_p % out_width
+    store_mask = (store_p < count)[:, None] & (store_o < out_channels)[None, :]
+
+    a = bias  # the sums of the output rows that this input row is the last, middle and first one of
+    b = bias
+    for step in range(STEPS + 2):
+        iy = first_y - top + step
+        d = bias
+        for kx in gl.static_range(3):
+            inside = exists & (iy >= 0) & (iy < height) & (z + kx >= 0) & (z + kx < width)
+            v = gl.load(x + ((image * height + iy) * width + z + kx)[:, None] * CHANNELS + c[None, :], mask=inside[:, None] & (c >= 0)[None, :], other=0.0)
+            v = gl.convert_layout(v.reshape([ROWS, 4, 4, 2]).permute([0, 2, 1, 3]).reshape([ROWS, CHANNELS]), mma)
+            a, b, d = add_three_taps(v, a, b, d, weights[6 + kx], weights[3 + kx], weights[kx], largest, -largest)
+        row = first_y + step - 2
+        if (step >= 2) & (row < out_height):
+            filtered = gl.convert_layout(activate(a, highest), left_operand)
+            result = mma_v2(filtered, project_weights, gl.zeros([ROWS, COLUMNS], gl.float32, layout=mma))
+            y = gl.convert_layout(result, eights) + store_bias
+            where = (store_pixel + row * out_width)[:, None] * out_channels + store_o[None, :]
+            if (flags & HAS_RESIDUAL) != 0:
+                y += gl.load(residual + where, mask=store_mask, other=0.0).to(gl.float32)
+            gl.store(out + where, y.to(dtype), mask=store_mask)
+        a = b
+        b = d
+
+
+# (input channels, columns of the projection in two parts, stride): the blocks of ModelNew, MobileNetV2 and EfficientNet-Lite
+# whose hidden maps are large. Fewer output channels than columns are masked.
+BLOCKS = [
+    (16, 16, 0, 1), (16, 32, 0, 1), (16, 16, 0, 2), (16, 32, 0, 2), (24, 32, 0, 1), (24, 32, 0, 2), (24, 32, 8, 2),
+    (32, 32, 0, 1), (32, 32, 16, 1), (32, 64, 0, 2), (40, 64, 16, 2),
+]  # fmt: skip
+EXPANSION = 6
+# How the tensor cores take the input channels: in steps of 16, no more than 32 operands' worth of registers a tap.
+DEPTHS = {16: (16, 0), 24: (32, 0), 32: (32, 0), 40: (32, 16)}
+# Warps along pixels and along hidden channels: the second where there are too few pixels for all multiprocessors.
+WARPS = [(2, 1), (1, 4)]
+WARPS_OF = {(32, 64, 0, 2): [(1, 2), (1, 4)]}  # the registers of the wide projection have to be shared
+POINTERS = ("x", "expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias", "residual", "out")
+NUMBERS = ("batch", "height", "width", "out_height", "out_width", "out_channels", "left", "top")
+
+
+def variants():
+    for precision in ("fp16", "bf16"):
+        for block in BLOCKS:
+            for warps in WARPS_OF.get(block, WARPS):
+                yield expanding(precision, *block, *warps)
+        for columns in (16, 32):
+            for steps, warps in ((2, 1), (8, 1), (16, 1)):
+                yield without_expansion(precision, columns, steps, warps)
+
+
+def candidates():
+    shipped = {v.name for v in variants()}
+    for precision in ("fp16", "bf16"):
+        tried = [expanding(precision, *block, *warps) for block in BLOCKS for warps in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4))]
+        tried += [without_expansion(precision, columns, steps, warps) for columns in (16, 32) for steps in (2, 4, 8, 16, 32) for warps in (1, 2, 4)]
+        yield from (v for v in tried if v.name not in shipped)
+
+
+def parameters(precision):
+    types = {p: "*fp32" if p.endswith("bias") else f"*{precision}" for p in POINTERS}
+    return {**types, **{n: "i32" for n in NUMBERS}, "high": "fp32", "flags": "i32"}
+
+
+DIVISIBLE = {**{p: 16 for p in POINTERS}, "out_channels": 8}
+
+
+def expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_n):
+    depth, depth2 = DEPTHS[in_channels]
+    return Variant(
+        op="mbconv",
+        name=f"{precision}_c{in_channels}_s{stride}_{16 * warps_m}x{columns + columns2}x{16 * warps_n}",
+        kernel=effnet_mbconv,
+        parameters=parameters(precision),
+        constants={"STRIDE": stride, "IN_CHANNELS": in_channels, "HIDDEN": EXPANSION * in_channels, "DEPTH": depth, "DEPTH2": depth2, "COLUMNS": columns, "COLUMNS2": columns2,
+                   "WARPS_M": warps_m, "WARPS_N": warps_n, "DEPENDENT_LAUNCH": False},
+        attributes={"precision": PRECISION_CODES[precision], "expand": 1, "in_channels": in_channels, "stride": stride, "columns": columns + columns2,
+                    "block_m": 16 * warps_m, "chunk": 16 * warps_n, "steps": 1},
+        divisible=DIVISIBLE,
+        num_warps=warps_m * warps_n,
+    )
+
+
+def without_expansion(precision, columns, steps, warps):
+    return Variant(
+        op="mbconv",
+        name=f"{precision}_unexpanded_c32_s1_{16 * warps}x{columns}_rows{steps}",
+        kernel=effnet_depthwise_project,
+        parameters=parameters(precision),
+        constants={"CHANNELS": 32, "COLUMNS": columns, "STEPS": steps, "WARPS": warps, "DEPENDENT_LAUNCH": False},
+        attributes={"precision": PRECISION_CODES[precision], "expand": 0, "in_channels": 32, "stride": 1, "columns": columns,
+                    "block_m": 16 * warps, "chunk": 32, "steps": steps},
+        divisible=DIVISIBLE,
+        num_warps=warps,
+    )
