@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from effnet_aot.bench import comparison, plots, scaling
+from effnet_aot.bench import children, comparison, counters, plots, projection, report, scaling
 from effnet_aot.bench.kernels import Machine, measure
 from effnet_aot.bench.timing import Timer
 from effnet_aot.bench.ways import PEERS, WAYS, Way, ours
@@ -162,6 +164,97 @@ def test_jax_computes_the_same(small):
     pytest.importorskip("jax")
     ((_, rows),) = comparison.Comparison(*small, [Point("float32", 2, 40)], ["jax"]).run()
     assert rows[0]["rms_error"] < 1e-5, rows
+
+
+NCU = """==PROF== Connected to process 4242 (/usr/bin/python3)
+==PROF== Profiling "effnet_pointwise": 0%....50%....100% - 9 passes
+"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC","Section Name","gpu__time_duration.sum","smsp__inst_executed.sum","sm__inst_executed_pipe_tensor_op_hmma.sum","lts__t_bytes.sum","dram__bytes_read.sum","dram__bytes_write.sum","lts__t_sector_hit_rate.pct","sm__throughput.avg.pct_of_peak_sustained_elapsed","smsp__inst_executed.avg.pct_of_peak_sustained_elapsed","sm__inst_executed_pipe_tensor_op_hmma.avg.pct_of_peak_sustained_elapsed","gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed","lts__throughput.avg.pct_of_peak_sustained_elapsed","sm__warps_active.avg.pct_of_peak_sustained_active","sm__cycles_elapsed.avg.per_second","launch__registers_per_thread","launch__grid_size","launch__block_size"
+"","","","","","","","","","","","","nsecond","inst","inst","Mbyte","Mbyte","Mbyte","%","%","%","%","%","%","%","Ghz","register/thread","",""
+"0","4242","python3","127.0.0.1","effnet_pointwise","1","7","(128, 1, 1)","(45, 1, 1)","0","9.0","Command line profiler metrics","6,400","1,290,240","12,902.5","64.512","10.08","100.8","88.1","9.9","20","10","30","25","16.6","1.26","96","45","128"
+"1","4242","python3","127.0.0.1","void (anonymous namespace)::copy<float>(float*, long)","1","7","(128, 1, 1)","(16, 1, 1)","0","9.0","Command line profiler metrics","1000","n/a","0","1","1","1","50","1","1","n/a","1","1","1","1.26","32","16","128"
+==PROF== Disconnected from process 4242
+"""
+
+
+def test_counters_of_ncu():
+    first, second = counters.parse(NCU)
+    assert first["kernel"] == "effnet_pointwise" and second["kernel"].startswith("void")
+    assert first["ns"] == 6400 and first["instructions"] == 1290240 and first["tensor_instructions"] == 12902.5
+    assert first["l2_bytes"] == 64512000 and first["dram_write_bytes"] == 100.8e6 and first["cycles_per_s"] == 1.26e9
+    assert (first["sm_pct"], first["warps_active_pct"], first["l2_hit_pct"], first["registers"], first["grid"]) == (9.9, 16.6, 88.1, 96, 45)
+    assert "instructions" not in second and "tensor_pct" not in second, "n/a is no number"
+    assert counters.parse("==ERROR== nothing was profiled\n") == []
+
+
+def test_counters_are_those_that_the_gpu_has():
+    names = {"gpu__time_duration", "smsp__inst_executed", "smsp__inst_executed_pipe_tensor"}
+    assert counters.chosen(names)["tensor_instructions"] == "smsp__inst_executed_pipe_tensor.sum" and "l2_bytes" not in counters.chosen(names)
+    assert counters.chosen(None)["tensor_instructions"] == "sm__inst_executed_pipe_tensor_op_hmma.sum"
+
+
+def test_ncu_is_run_and_read(tmp_path, monkeypatch):
+    """A program in ncu's place: what it is started with, and what becomes of its answer or of its failure."""
+    ncu = tmp_path / "ncu"
+    ncu.write_text(f"""#!{sys.executable}
+import os, pathlib, sys
+if sys.argv[1] == "--query-metrics":
+    print("gpu__time_duration    the duration\\nsmsp__inst_executed   instructions")
+elif os.environ.get("REFUSED"):
+    pathlib.Path(sys.argv[sys.argv.index("--log-file") + 1]).write_text("==ERROR== ERR_NVGPUCTRPERM - no permission")
+    sys.exit(1)
+else:
+    assert sys.argv[-6:-4] == [{str(Path(counters.__file__).with_name("counters_child.py"))!r}, "network"] and os.environ["EFFNET_AOT_IMAGE"] == "ptx"
+    pathlib.Path(sys.argv[sys.argv.index("--log-file") + 1]).write_text({NCU!r})
+""")
+    ncu.chmod(0o755)
+    rows = counters.collect("network", "float16", 10, 240, 1, ncu=str(ncu), image="ptx", keep=tmp_path / "kept.csv")
+    assert [row["ns"] for row in rows] == [6400, 1000] and set(rows[0]) == {"kernel", "ns", "instructions", "issue_pct", "registers", "grid", "block"}
+    assert (tmp_path / "kept.csv").read_text() == NCU
+    monkeypatch.setenv("REFUSED", "1")
+    with pytest.raises(RuntimeError, match="ERR_NVGPUCTRPERM"):
+        counters.collect("network", "float16", 10, 240, 1, ncu=str(ncu))
+
+
+def test_projection(capsys):
+    gpu, (kernel, _) = projection.GPUS["8.9"], counters.parse(NCU)
+    result = projection.project(kernel, gpu, "float16")
+    # 1.29 M instructions at 4 a cycle on 128 multiprocessors of 2.52 GHz; 111 MB of which 72 fit into the L2, at 1008 GB/s.
+    assert kernel["instructions"] / (4 * 128 * 2.52e9) == pytest.approx(1e-6)
+    assert result["bound_us"] == pytest.approx((110.88e6 - 72e6) / 1008e9 * 1e6)
+    assert result["expected_us"] == pytest.approx(110 + 6.4 * 0.7 * 1.26 / 2.52) and result["limit"] == "dram"
+    small = {**kernel, "dram_read_bytes": 0, "dram_write_bytes": 0, "l2_bytes": 0}
+    assert projection.project(small, gpu, "float16")["bound_us"] == pytest.approx(1.0) and projection.project(small, gpu, "float16")["limit"] == "latency"
+    network = projection.network([kernel], [kernel, kernel], gpu, "float16")
+    assert network["ratios"] == pytest.approx({"bound_us": 2, "expected_us": 2, "measuring_us": 2}) and network["projection"] is True
+    console = Console(width=160)
+    for printed in (*report.projection({**network, "dtype": "float16", "batch": 10, "size": 240})[:1],
+                    report.counters({"dtype": "float16", "batch": 10, "size": 240}, {"baseline": [kernel], "ours": [kernel]})):  # fmt: skip
+        console.print(printed)
+    text = capsys.readouterr().out
+    assert "PROJECTION onto NVIDIA GeForce RTX 4090, not measured there" in text and "unfused / ours" in text and "16.6" in text
+
+
+def test_without_ncu_the_rest_goes_on(tmp_path):
+    text, results = bench("--quick", "--device", "cpu", "--size", "32", "--batch", "1", "--dtype", "float32", "--skip-comparison", "--counters", "--project", "8.9",
+                          file=tmp_path / "bench.json", PATH=os.path.dirname(sys.executable))  # fmt: skip
+    if counters.find_ncu():
+        pytest.skip("ncu is installed")
+    assert "counters, float32, batch 10, 32 x 32: ncu (Nsight Compute) is not installed" in text
+    assert results["projection"] == [{"dtype": "float32", "batch": 1, "size": 32, "error": "ncu (Nsight Compute) is not installed"}]
+
+
+def test_compiled_peers_have_processes_of_their_own(small):
+    """One that compiles is timed, and one that fails says why."""
+    points = [Point("float32", 2, 32)]
+    ((_, (row,)),) = comparison.Comparison(*small, points, ["compile"]).run()
+    assert "us" in row, row
+    assert row["batch"] == 2 and row["rms_error"] < 1e-5 and row["build_s"] > 0
+    broken = Workloads("nowhere", num_classes=10)
+    broken._networks["float32"] = small[0].network("float32")
+    with children.Compiled(broken, small[1], points) as compiled:
+        compiled.wait()
+        with pytest.raises(RuntimeError, match="nowhere"):
+            compiled.measure(points[0])
 
 
 def test_bad_arguments(capsys, monkeypatch):

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +118,9 @@ class FakeClock:
 
     def __init__(self, library, seconds):
         self.library, self.seconds = library, seconds
+
+    def synchronize(self):
+        pass
 
     def prepare(self, function):
         variant = self.library.variant
@@ -280,7 +283,8 @@ def tuned_library(tmp_path_factory):
         variants.append(Variant("pointwise", name, kernel, dict.fromkeys(range(15), "i32"), {}, attributes))
         for target in (Target(89, "cubin"), Target(90, "cubin"), Target(89, "ptx")):
             data = b"\x7fELF" + name.encode() if target.kind == "cubin" else b"// " + name.encode() + b"\n.version 8.0\n"
-            images.append(Image(variants[-1], target, data, 64, 0, 1024, 128))
+            numbers = {field.name: 0 for field in fields(Image)} | {"registers": 64, "shared": 1024, "threads": 128}
+            images.append(Image(**{**numbers, "variant": variants[-1], "target": target, "data": data}))
     registry = write_registry(folder, variants, images, {"triton": "none", "ptxas": "none"}, {f"pointwise/{name}" for name in DEFAULTS}, TUNED)[0]
     headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
     names = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "tuning")

@@ -7,5 +7,6 @@
     kernels.py      our ops one by one, beside the bytes and the arithmetic that they cannot avoid
     cold_start.py   a fresh process for each way, up to its first result
     scaling.py      the time and memory of more images and of larger ones
+    counters.py     what Nsight Compute counts in our kernels; projection.py: from that to the time on another GPU
     report.py       tables; plots.py: pictures
 """

@@ -1,4 +1,4 @@
-"""Work in other processes: AOTInductor's builds, which run side by side, and JAX, which keeps out of torch's way."""
+"""Work in other processes: what torch.compile and AOTInductor build side by side, and JAX, which keeps out of torch's way."""
 
 import contextlib
 import json
@@ -83,6 +83,85 @@ class InductorBuilds:
     def package(self, point):
         name = self._jobs[point][1]
         return name.with_name(name.name + ".pt2")
+
+
+class Compiled:
+    """A context: one process a point compiles the network with torch.compile, all at once and through one cache of kernels,
+    and is asked for its times then."""
+
+    def __init__(self, workloads, timer, points):
+        self._workloads, self._timer, self._points = workloads, timer, points
+        self._children, self._ready = {}, {}
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.callback(self._stop)
+            at_once = max(1, min(len(self._points), os.cpu_count() or 1))
+            threads = max(1, (os.cpu_count() or 1) // at_once)
+            self._settings = {"TORCHINDUCTOR_COMPILE_THREADS": threads, "OMP_NUM_THREADS": threads, "TORCHINDUCTOR_CACHE_DIR": self._folder / "cache"}
+            for dtype in {point.dtype for point in self._points}:
+                torch.save(self._workloads.network(dtype).state_dict(), self._folder / f"{dtype}.pt")
+            self._waiting = list(self._points)
+            for _ in range(at_once):
+                self._start(self._waiting.pop(0))
+            self._stack = stack.pop_all()
+        return self
+
+    def _start(self, point):
+        path = self._folder / f"{point.dtype}-{point.batch}-{point.size}.log"
+        command = [sys.executable, "-m", "effnet_aot.bench.compile_child", self._folder / f"{point.dtype}.pt", *map(str, point),
+                   self._workloads.device, str(int(torch.backends.cudnn.allow_tf32)), str(int(self._timer.quick))]  # fmt: skip
+        with open(path, "w") as log:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment(**self._settings))
+        self._children[point] = process, path
+
+    def __exit__(self, *exception):
+        self._stack.close()
+
+    def _stop(self):
+        for process, _ in self._children.values():
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def wait(self):
+        """Until the last has compiled; those that last too long are stopped."""
+        for point in self._points:
+            self._ready[point] = answer(*self._children[point], TIMEOUT)
+            if self._waiting:
+                self._start(self._waiting.pop(0))
+
+    def measure(self, point):
+        """The row of comparison.measure(), and "build_s"; RuntimeError with the child's own words."""
+        process, log = self._children[point]
+        row = self._ready[point]
+        if "error" not in row:
+            with contextlib.suppress(OSError):
+                process.stdin.write("measure\n")
+                process.stdin.flush()
+            row |= answer(process, log, TIMEOUT)
+            process.stdin.close()  # it ends, and frees its memory
+        if "error" in row:
+            raise RuntimeError(row["error"])
+        return row
+
+
+def answer(process, log, seconds):
+    """The next line that the process prints, as JSON; {"error"} where it ends instead, or takes longer."""
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        watchdog.cancel()
+    if line:
+        return json.loads(line)
+    process.wait()
+    return {"error": f"not done within {seconds:.0f} s" if process.returncode < 0 else last_line(log)}
 
 
 def load_package(path):

@@ -1,8 +1,8 @@
 """All ways on all workloads.
 
-What compiles, compiles first: AOTInductor in processes of its own, while this one does torch.compile, and then JAX, which
-chooses some of its algorithms by their times: leave AOTInductor out to have it do so undisturbed. The timing has the machine
-for itself. A way that is missing or fails becomes a row that says so, and the rest go on.
+What compiles, compiles first, all points side by side in processes of their own: torch.compile, which stays there and is
+timed there, and AOTInductor. When they are done JAX compiles, which chooses some of its algorithms by their times. The timing
+has the machine for itself. A way that is missing or fails becomes a row that says so, and the rest go on.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import gc
 
 import torch
 
-from .children import InductorBuilds, Jax
+from .children import Compiled, InductorBuilds, Jax
 from .ways import WAYS
 
 
@@ -27,28 +27,24 @@ class Comparison:
     @staticmethod
     def steps(points, names):
         """How often `advance` is called."""
-        return len(points) * (len(names) + sum(name in ("compile", "jax") for name in names))
+        return len(points) * (len(names) + ("jax" in names)) + any(name in ("compile", "aoti") for name in names)
 
     def run(self):
         """Yields a workload and its rows, point by point."""
         present = [way for way in self.ways if not way.missing(self.workloads.device)]
         with contextlib.ExitStack() as stack:
             self._inductor = stack.enter_context(InductorBuilds(self.workloads, self.points)) if WAYS["aoti"] in present else None
-            self._built = {}
-            for point in self.points:
-                for way in present:
-                    if way.slow and way.build:
-                        self.advance(f"{way.title}: compiling for {point}")
-                        with attempt() as built:
-                            workload = self.workloads(point)
-                            built["function"], built["build_s"] = self.timer.once(lambda: way.build(workload))
-                        self._built[point, way] = built
+            self._compiled = stack.enter_context(Compiled(self.workloads, self.timer, self.points)) if WAYS["compile"] in present else None
+            if self._inductor or self._compiled:
+                self.advance("torch.compile and AOTInductor: compiling for all points side by side")
+            if self._compiled:
+                self._compiled.wait()
+            if self._inductor:
+                self._inductor.wait()
             self._jax = stack.enter_context(Jax(self.timer)) if WAYS["jax"] in present else None
             for point in self.points if self._jax else []:
                 self.advance(f"{WAYS['jax'].title}: compiling for {point}")
                 self._jax.prepare(self.workloads(point))
-            if self._inductor:
-                self._inductor.wait()
             for point in self.points:
                 gc.collect()
                 workload = self.workloads(point)
@@ -74,12 +70,9 @@ class Comparison:
         if way.name == "aoti":
             function, seconds = self._inductor.load(workload.point)
             return {"build_s": seconds, **measure(self.timer, way, workload, function)}
-        if not way.slow:
-            return measure(self.timer, way, workload, way.build(workload))
-        built = self._built.pop((workload.point, way))
-        if "error" in built:
-            return built
-        return {"build_s": built["build_s"], **measure(self.timer, way, workload, built["function"])}
+        if way.name == "compile":
+            return self._compiled.measure(workload.point)
+        return measure(self.timer, way, workload, way.build(workload))
 
     def _jax_row(self, workload):
         answer = self._jax.measure(workload.point)
@@ -114,7 +107,6 @@ def measure(timer, way, workload, function):
     row = {"graph": way.graph and timer.cuda}
     _, row["first_call_s"] = timer.once(lambda: function(x))
     row["peak_bytes"] = timer.memory(lambda: function(x))
-    row["host_us"] = 1e6 * timer.host(lambda: function(x)) if timer.cuda else None
     call = None
     if row["graph"]:
         try:
@@ -124,6 +116,7 @@ def measure(timer, way, workload, function):
             row |= {"graph": False, "note": f"no CUDA graph: {str(error).splitlines()[0]}"}
     call = call or (lambda: function(x))
     row["rms_error"], row["max_error"] = workload.errors(call())
+    row["host_us"] = 1e6 * timer.host(call) if timer.cuda else None
     row["us"] = 1e6 * timer.median(call, ahead=row["graph"])
     row["flushed_us"] = 1e6 * timer.median(call, ahead=row["graph"], flush=True) if timer.cuda else None
     return row

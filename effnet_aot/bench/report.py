@@ -90,3 +90,29 @@ def scaling(rows):
             mebibytes(row["ours_peak_bytes"]), mebibytes(row["eager_peak_bytes"]), style="red" if worse else None,
         )  # fmt: skip
     return table
+
+
+def counters(point, rows):
+    table = lines_of("", " kernel", "grid", "us", "SM %", "warps active %", "DRAM %", "L2 hit %", "registers",
+                     title=f"counters, cold cache: block 7's expand convolution and the linear layer, {heading(point)}")  # fmt: skip
+    for what, kernels in rows.items():
+        for kernel in kernels:
+            shares = (kernel.get(key) for key in ("sm_pct", "warps_active_pct", "dram_pct", "l2_hit_pct"))
+            table.add_row(
+                what, kernel["kernel"], str(kernel.get("grid", DASH)), f"{kernel['ns'] / 1e3:.2f}", *(DASH if share is None else f"{share:.1f}" for share in shares),
+                str(kernel.get("registers", DASH)), style="bold green" if what == "ours" else None,
+            )  # fmt: skip
+    return table
+
+
+def projection(result):
+    """Ours kernel by kernel, the sums of both networks and what they are."""
+    table = lines_of(" kernel", "grid", "us here, PTX", "lower bound, us", "expected, us", " limit", title=f"PROJECTION onto {result['onto']}, not measured there: {heading(result)}")
+    for row in result["kernels"]:
+        table.add_row(row["kernel"], str(row.get("grid", DASH)), f"{row['ns'] / 1e3:.2f}", f"{row['bound_us']:.2f}", f"{row['expected_us']:.2f}", row["limit"])
+    table.add_section()
+    for name, title in (("ours", "sum"), ("unfused", "unfused, sum")):
+        sums = result["sums"][name]
+        table.add_row(title, "", *(f"{sums[key]:.2f}" for key in ("measuring_us", "bound_us", "expected_us")))
+    table.add_row("unfused / ours", "", *(f"{result['ratios'][key]:.2f}" for key in ("measuring_us", "bound_us", "expected_us")))
+    return table, ["unfused: this package's own kernels for the same network, one launch an op (batch norm and activation within it), by the same PTX"]

@@ -16,7 +16,7 @@ class Timer:
 
     def __init__(self, device, quick=False):
         self.cuda = torch.device(device).type == "cuda"
-        self.device = device
+        self.device, self.quick = device, quick
         self.budget = 0.02 if quick else 0.15  # seconds of samples a median
         self.fewest, self.most = (3, 20) if quick else (10, 200)
         if self.cuda:
@@ -44,7 +44,8 @@ class Timer:
 
         flush:  with an L2 cache that holds nothing of the call's data.
         ahead:  the host has queued the call before the device comes to it, so that only the device's time counts. Without
-                it, the time is the host's where the host is slower.
+                it, the time is the host's where the host is slower; the device waits for the host before every call, so
+                that the flushing does not hide it.
         budget: seconds that the samples may take.
         """
         estimate = min(self.once(function)[1] for _ in range(2))
@@ -59,6 +60,8 @@ class Timer:
             for start, end in events:
                 if flush:
                     self._flush.zero_()
+                if not ahead:
+                    torch.cuda.synchronize()
                 start.record()
                 function()
                 end.record()

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import effnet_aot
 
+from ..bench import projection
 from ..bench.ways import OURS, PEERS, QUICK
 from . import positive
 
@@ -32,7 +33,10 @@ def add_arguments(parser):
     parser.add_argument("--no-tf32", action="store_true", help="float32 in true float32, not on the tensor cores")
     parser.add_argument("--cold-start", action="store_true", help="also fresh processes, up to their first result")
     parser.add_argument("--scaling", action="store_true", help="also batches from 1 to 512 and images from 128 to 512; peers: those of --peers, or two quick ones")
-    parser.add_argument("--skip-comparison", action="store_true", help="only what --cold-start and --scaling add")
+    parser.add_argument("--counters", action="store_true", help="also the GPU's counters of the kernels that the project began with, and of ours in their place; needs ncu")
+    parser.add_argument("--project", choices=projection.GPUS, metavar="ARCH", help="also project the time of ours onto another GPU, from counters of its PTX: 8.9 is an RTX 4090; needs ncu")
+    parser.add_argument("--image", choices=["auto", "cubin", "ptx"], help="which images of ours serve (default: $EFFNET_AOT_IMAGE or auto)")
+    parser.add_argument("--skip-comparison", action="store_true", help="only what --cold-start, --scaling, --counters and --project add")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, after every batch and dtype")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the results as PNG files; needs matplotlib")
 
@@ -51,6 +55,8 @@ def run(arguments):
     except RuntimeError as error:
         console.print(str(error), markup=False)
         return 1
+    if arguments.image:
+        os.environ["EFFNET_AOT_IMAGE"] = arguments.image  # read at the first launch, and by the processes that this one starts
     switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not arguments.no_tf32
     try:
@@ -80,6 +86,7 @@ class Bench:
                 "tf32": not arguments.no_tf32, "scaling_batch": BATCH, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             },
             "comparison": [], "ratios": [], "machine": {}, "kernels": [], "profile": [], "cold_start": [], "scaling": [], "scaling_summary": [],
+            "counters": {}, "projection": [],
         }  # fmt: skip
 
     def run(self):
@@ -98,6 +105,10 @@ class Bench:
                 self.scaling()
             if self.timer.cuda and not self.arguments.skip_comparison:
                 self.profile()
+            if self.arguments.counters:
+                self.counters()
+            if self.arguments.project:
+                self.project()
         self.results["settings"]["seconds"] = time.perf_counter() - begin
         self.save()
         if self.arguments.plot:
@@ -183,6 +194,48 @@ class Bench:
         self.print(report.scaling(self.results["scaling_summary"]), [
             f"{row['title']}, {report.heading(row)}: {report.why_not(row)}" for row in self.results["scaling"] if "us" not in row
         ])  # fmt: skip
+
+    def collect(self, what, point, image=None):
+        from ..bench.counters import collect
+
+        self.advance(f"counters of {what}: {point}")
+        keep = self.arguments.json and self.arguments.json.with_name(f"ncu-{what}-{point.dtype}-{point.batch}.csv")
+        return collect(what, *point, int(not self.arguments.no_tf32), image=image, keep=keep)
+
+    def counters(self):
+        """The two kernels that the project began with, and ours in their place, at batch 10 as they were first looked at."""
+        from ..bench import report
+        from ..bench.workload import Point
+
+        points = [Point(dtype, 10, self.arguments.size) for dtype in self.arguments.dtype]
+        self.more(2 * len(points))
+        for point in points:
+            try:
+                rows = {what: self.collect(what, point) for what in ("baseline", "ours")}
+            except RuntimeError as error:
+                self.results["counters"][point.dtype] = {"error": str(error)}
+                self.console.print(f"counters, {point}: {error}", markup=False)
+                continue
+            self.results["counters"][point.dtype] = {**point._asdict(), **rows}
+            self.save()
+            self.print(report.counters(point._asdict(), rows))
+
+    def project(self):
+        from ..bench import report
+
+        gpu = projection.GPUS[self.arguments.project]
+        self.more(2 * len(self.points))
+        for point in self.points:
+            try:
+                found = [self.collect(what, point, image="ptx") for what in ("network", "unfused")]
+            except RuntimeError as error:
+                self.results["projection"].append({**point._asdict(), "error": str(error)})
+                self.console.print(f"projection, {point}: {error}", markup=False)
+                continue
+            result = {**point._asdict(), **projection.network(*found, gpu, point.dtype)}
+            self.results["projection"].append(result)
+            self.save()
+            self.print(*report.projection(result))
 
     def more(self, steps):
         self.progress.update(self.task, total=self.progress.tasks[0].total + steps)
