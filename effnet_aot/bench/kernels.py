@@ -34,16 +34,19 @@ def operations(function, out, args):
     name = function._schema.name.removeprefix("effnet::")
     if name not in COUNTS:
         return None
-    x, weight = args[:2]
-    return 2 * COUNTS[name](x, weight, out)
+    return 2 * COUNTS[name](out, *args)
 
 
 COUNTS = {
-    "conv": lambda x, weight, out: out.numel() * weight[0].numel(),
-    "depthwise": lambda x, weight, out: out.numel() * weight[0].numel(),
-    "pointwise": lambda x, weight, out: out.numel() * weight.shape[1],
-    "pointwise_pool": lambda x, weight, out: x.numel() * weight.shape[0],
-    "linear": lambda x, weight, out: x.numel() * weight.shape[0],
+    "conv": lambda out, x, weight, *_: out.numel() * weight[0].numel(),
+    "depthwise": lambda out, x, weight, *_: out.numel() * weight[0].numel(),
+    "pointwise": lambda out, x, weight, *_: out.numel() * weight.shape[1],
+    "pointwise_pool": lambda out, x, weight, *_: x.numel() * weight.shape[0],
+    "linear": lambda out, x, weight, *_: x.numel() * weight.shape[0],
+    "mbconv": lambda out, x, expand, _, depthwise, __, project, *___: (
+        (0 if expand is None else x.numel() * expand.shape[0])
+        + out.numel() // out.shape[1] * (depthwise.numel() + project.numel())
+    ),
 }
 
 
