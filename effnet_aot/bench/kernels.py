@@ -16,25 +16,43 @@ CALLS = 10
 
 
 class Recorder(TorchDispatchMode):
-    """The calls of this package's ops, with their arguments and result."""
+    """The calls of this package's ops, with their arguments and result. A network in one op is taken step by step."""
 
     def __init__(self):
         super().__init__()
         self.calls = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "effnet" and function._schema.name == "effnet::network":
+            with self:
+                return stepwise(*args, **(kwargs or {}))
         out = function(*args, **(kwargs or {}))
         if function.namespace == "effnet":
             self.calls.append((function, args, kwargs or {}, out))
         return out
 
 
-def operations(function, out, args):
+def stepwise(x, weights, program):
+    """What torch.ops.effnet.network computes, an op a step."""
+    from ..ops.network import Program
+
+    values = [x]
+    for step in Program.parse(program, len(weights)).steps:
+        fields = {}
+        for name, value in step.fields.items():
+            source = values if name in ("input", "residual") else weights if name.endswith(("weight", "bias")) else None
+            fields["x" if name == "input" else name] = value if source is None or value is None else source[value]
+        values.append(getattr(torch.ops.effnet, step.kind).default(**fields))
+    return values[-1]
+
+
+def operations(function, out, args, kwargs):
     """Floating-point operations, two a multiplication, or None for an op that is not known here."""
     name = function._schema.name.removeprefix("effnet::")
     if name not in COUNTS:
         return None
-    return 2 * COUNTS[name](out, *args)
+    given = {argument.name: value for argument, value in zip(function._schema.arguments, args)} | kwargs
+    return 2 * COUNTS[name](out, *(given.get(argument.name) for argument in function._schema.arguments))
 
 
 COUNTS = {
@@ -84,12 +102,13 @@ def measure(timer, machine, workload, model):
     rows = []
     for index, (function, args, kwargs, out) in enumerate(recorder.calls):
         size = moved([*tree_leaves((args, kwargs)), *tree_leaves(out)])
-        count = operations(function, out, args)
+        count = operations(function, out, args, kwargs)
         seconds = alone(timer, function, args, kwargs)
+        x = args[0] if args else kwargs["x"]
         floor = machine.floor(size, count, dtype)
         rows.append({
             **workload.point._asdict(), "index": index, "op": function._schema.name.removeprefix("effnet::"),
-            "input": shape(args[0]), "output": shape(out), "us": 1e6 * seconds, "bytes": size, "flops": count,
+            "input": shape(x), "output": shape(out), "us": 1e6 * seconds, "bytes": size, "flops": count,
             "bytes_per_s": size / seconds, "floor_us": 1e6 * floor, "bound": bound(size, count, machine, dtype), "share": floor / seconds,
         })  # fmt: skip
     return rows
@@ -101,13 +120,14 @@ def bound(size, count, machine, dtype):
 
 def alone(timer, function, args, kwargs):
     """Seconds of one call."""
-    x, *rest = args
+    x, *rest = args or [kwargs["x"]]
+    others = {name: value for name, value in kwargs.items() if name != "x"}
     calls = CALLS if timer.cuda else 1
 
     def several(x):
         with torch._C._AutoDispatchBelowAutograd():
             for _ in range(calls):
-                out = function(x, *rest, **kwargs)
+                out = function(x, *rest, **others)
         return out
 
     return timer.median(timer.capture(several, x), budget=timer.budget / 5) / calls

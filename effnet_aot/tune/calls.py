@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..bench.kernels import stepwise
+
 MODELNEW = "modelnew"
 BATCHED = ("x", "residual")  # the arguments whose first size is the batch
 GUARD = 64  # elements of NaN before and after an operand, which keep it on a 16-byte boundary
@@ -74,6 +76,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function.namespace == "effnet" and function._schema.name == "effnet::network":
+            with self:
+                return stepwise(*args, **kwargs)
         if function.namespace == "effnet":
             names = [argument.name for argument in function._schema.arguments]
             self.calls.append(describe(function._schema.name.removeprefix("effnet::"), {**dict(zip(names, args)), **kwargs}))
@@ -90,8 +95,6 @@ def describe(op, arguments):
         elif isinstance(value, torch.memory_format):
             value = str(value).removeprefix("torch.")
         elif isinstance(value, (list, tuple)):
-            if any(isinstance(item, torch.Tensor) for item in value):
-                return Call(op, ())  # made of other ops; those are tuned
             value = tuple(value)
         described.append((name, value))
     return Call(op, tuple(described))
@@ -104,7 +107,7 @@ def record(model, size):
         model(torch.zeros(2, 3, size, size))  # folds, which is no part of a forward pass
         with Recorder() as recorder:
             model(torch.zeros(2, 3, size, size))
-    return list(dict.fromkeys(part for call in recorder.calls if call.arguments for part in (call, *parts(call))))
+    return list(dict.fromkeys(part for call in recorder.calls for part in (call, *parts(call))))
 
 
 def parts(call):
