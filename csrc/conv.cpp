@@ -4,12 +4,12 @@
 namespace effnet {
 namespace {
 
-int key(Precision precision, bool channels_last, bool is_aligned, bool is_3x3) {
-  return ((static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned) * 2 + is_3x3;
+int key(Precision precision, bool channels_last, bool is_aligned, bool is_3x3, bool folded = false) {
+  return (((static_cast<int>(precision) * 2 + channels_last) * 2 + is_aligned) * 2 + is_3x3) * 2 + folded;
 }
 
 const TileTable& table() {
-  static const TileTable t("conv", kPrecisions * 8, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"], v["kernel"] == 3); }, "block_m", "block_n");
+  static const TileTable t("conv", kPrecisions * 16, [](const Variant& v) { return key(Precision(v["precision"]), v["channels_last"], v["aligned"], v["kernel"] == 3, v["folded"]); }, "block_m", "block_n");
   return t;
 }
 
@@ -20,8 +20,11 @@ void launch_conv(const ConvProblem& p, Place place) {
   const bool is_3x3 = p.kernel_y == 3 && p.kernel_x == 3;
   const bool is_aligned = is_3x3 && p.channels_last && aligned({p.out}, {p.out_channels});
   const int64_t pixels = p.out_height * p.out_width;
-  const int fitting = key(p.precision, p.channels_last, is_aligned, is_3x3);
-  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, p.channels_last, false, is_3x3), key(p.precision, p.channels_last, false, false)})
+  const bool wide = p.tail.vectors_are_fp32 || p.precision == Precision::tf32 || !p.tail.vectors[0];
+  const bool is_folded = is_aligned && p.in_channels <= 3 && !p.tail.batch_norm && wide && aligned({p.tail.vectors[0]}, {});
+  const int any = key(p.precision, p.channels_last, is_aligned, is_3x3), folded = key(p.precision, p.channels_last, is_aligned, is_3x3, true);
+  const int fitting = is_folded && table().has(folded) ? folded : any;
+  const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, any, key(p.precision, p.channels_last, false, is_3x3), key(p.precision, p.channels_last, false, false)})
                                : table().choose(fitting, place.device,
                                                 {p.batch, {{"channels_last", p.channels_last}, {"in_channels", p.in_channels}, {"height", p.height}, {"width", p.width}, {"out_channels", p.out_channels},
                                                            {"kernel_y", p.kernel_y}, {"kernel_x", p.kernel_x}, {"stride_y", p.stride_y}, {"stride_x", p.stride_x}}},

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import triton.language as tl
+from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.runtime import interpreter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,7 +46,8 @@ def nhwc(x):
 
 
 def variants(op):
-    return {v.name: v for v in import_module(f"triton_src.{op}").variants()}
+    """Those in Triton: there is no interpreter of Gluon, whose layouts are the hardware's. They run in the GPU suite alone."""
+    return {v.name: v for v in import_module(f"triton_src.{op}").variants() if not isinstance(v.kernel, GluonJITFunction)}
 
 
 def to_tf32(values):

@@ -4,13 +4,22 @@ out[p, o] = activation(affine(sum_k x[pixel(p, k)] weight[o, k])), k = (c, ky, k
 padded to 32 for the tensor cores. x and weight are read through their strides, so that any layout is read where it
 lies and the output's layout is free: the stem turns an NCHW picture into the channels_last maps of the network.
 A program owns one image's tile of pixels and a tile of output channels.
+
+effnet_conv_folded is the same product for what networks begin with: 3x3 on up to three channels, a bias at most. In Gluon,
+because a thread there loads exactly the values that the tensor cores want of it: no shared memory, and the taps' offsets
+are computed once.
 """
+
+from dataclasses import replace
 
 import triton
 import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
-from ._launch import begin
+from ._launch import begin, begin_gluon
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
 
@@ -63,6 +72,73 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
     tl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
 
 
+CLAMP = gl.constexpr("max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;")
+ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
+HAS_BIAS = gl.constexpr(2)
+
+
+@gluon.jit
+def to_tf32(x):
+    return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_channels, out_height, out_width,
+                       kernel_y, kernel_x, stride_y, stride_x, left, top,
+                       x_image, x_channel, x_row, x_column, weight_out, weight_in, weight_row, weight_column,
+                       eps, low, high, flags,
+                       TILES: gl.constexpr, WARPS: gl.constexpr, BLOCK_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    begin_gluon(DEPENDENT_LAUNCH)
+    BLOCK_M: gl.constexpr = 16 * TILES * WARPS
+    dtype: gl.constexpr = x.dtype.element_ty
+    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1], [16, 8])
+    left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if dtype == gl.float32 else 2)
+    right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if dtype == gl.float32 else 2)
+    VECTOR: gl.constexpr = 128 // out.dtype.element_ty.primitive_bitwidth  # elements in 16 bytes
+    rows_of_vectors: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 * VECTOR // BLOCK_N, BLOCK_N // VECTOR], [WARPS, 1], [1, 0])
+
+    plane = out_height * out_width
+    pixel_tiles = gl.cdiv(plane, BLOCK_M)
+    channel_tiles = gl.cdiv(out_channels, BLOCK_N)
+    tile = gl.program_id(0) // channel_tiles
+    first_channel = gl.program_id(0) % channel_tiles * BLOCK_N
+    image = tile // pixel_tiles
+    first = tile % pixel_tiles * BLOCK_M
+
+    k = gl.arange(0, 32, layout=gl.SliceLayout(1, right_operand))
+    o = first_channel + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, right_operand))
+    weights = gl.load(weight + o[None, :] * weight_out + (k // 9 * weight_in + k % 9 // 3 * weight_row + k % 3 * weight_column)[:, None],
+                      mask=(o < out_channels)[None, :] & (k < 9 * in_channels)[:, None], other=0.0)
+
+    k = gl.arange(0, 32, layout=gl.SliceLayout(0, left_operand))
+    p = first + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, left_operand))
+    y = p // out_width * stride_y - top
+    z = p % out_width * stride_x - left
+    # Unsigned, so that one comparison sees both borders.
+    inside = ((y[:, None] + (k % 9 // 3)[None, :]).to(gl.uint32) < height.to(gl.uint32)) & ((z[:, None] + (k % 3)[None, :]).to(gl.uint32) < width.to(gl.uint32))
+    where = (y * x_row + z * x_column)[:, None] + (k // 9 * x_channel + k % 9 // 3 * x_row + k % 3 * x_column)[None, :]
+    pixels = gl.load(x + image * x_image + where, mask=inside & (p < plane)[:, None] & (k < 9 * in_channels)[None, :], other=0.0)
+
+    result = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=mma)
+    if dtype == gl.float32:
+        # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
+        pixels_high = to_tf32(pixels)
+        weights_high = to_tf32(weights)
+        result = mma_v2(to_tf32(pixels - pixels_high), weights_high, result, input_precision="tf32")
+        result = mma_v2(pixels_high, to_tf32(weights - weights_high), result, input_precision="tf32")
+        result = mma_v2(pixels_high, weights_high, result, input_precision="tf32")
+    else:
+        result = mma_v2(pixels, weights, result)
+
+    o = first_channel + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, rows_of_vectors))
+    p = first + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, rows_of_vectors))
+    result = gl.convert_layout(result, rows_of_vectors)
+    if (flags & HAS_BIAS) != 0:
+        result += gl.load(p0 + o, mask=o < out_channels, other=0.0)[None, :]
+    result = gl.inline_asm_elementwise(CLAMP, "=f,f,f,f", [result, low, high], dtype=gl.float32, is_pure=True, pack=1)
+    gl.store(out + (image * plane + p)[:, None] * out_channels + o[None, :], result.to(dtype), mask=(p < plane)[:, None] & (o < out_channels)[None, :])
+
+
 # BLOCK_M, BLOCK_N, BLOCK_K, warps
 TILES = {"fp16": (64, 32, 32, 4), "tf32": (64, 32, 32, 4), "fp32": (32, 32, 32, 4)}
 
@@ -76,12 +152,32 @@ def variants():
         m, n, k, warps = TILES["fp16" if precision == "bf16" else precision]
         for kernel, layout, aligned in ((3, "nhwc", True), (3, "nhwc", False), (3, "nchw", False), (0, "nhwc", False), (0, "nchw", False)):
             yield variant(precision, kernel, layout, aligned, m, n, k, warps)
+        if precision != "fp32":
+            for tiles, warps in ((2, 2), (4, 2)):
+                yield folded(precision, tiles, warps)
 
 
 def candidates():
     for precision in PRECISIONS:
         for m, n, k, warps in TRIED:
             yield variant(precision, 3, "nhwc", True, m, n, k, warps, f"w{warps}_")
+        if precision != "fp32":
+            for tiles, warps in ((1, 1), (1, 2), (2, 1), (1, 4), (2, 4), (4, 4)):
+                yield folded(precision, tiles, warps, f"w{warps}_")
+
+
+def folded(precision, tiles, warps, schedule=""):
+    """3x3 on up to 3 channels, channels_last output, and no batch norm but a float32 bias at most."""
+    like = variant(precision, 3, "nhwc", True, 16 * tiles * warps, 32, 32, warps, schedule)
+    return replace(
+        like,
+        name=like.name.replace("aligned", "folded"),
+        kernel=effnet_conv_folded,
+        parameters={**like.parameters, **{p: "*fp32" for p in ("p0", "p1", "p2", "p3")}},
+        constants={"TILES": tiles, "WARPS": warps, "BLOCK_N": 32, "DEPENDENT_LAUNCH": False},
+        attributes={**like.attributes, "folded": 1},
+        divisible={**like.divisible, "p0": 16},
+    )
 
 
 def variant(precision, kernel, layout, aligned, m, n, k, warps, schedule=""):
@@ -99,7 +195,7 @@ def variant(precision, kernel, layout, aligned, m, n, k, warps, schedule=""):
                    # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
                    "PRECISION": "tf32x3" if arithmetic == "tf32" and dtype == "fp32" else arithmetic},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
-                    "kernel": kernel, "block_m": m, "block_n": n},
+                    "kernel": kernel, "folded": 0, "block_m": m, "block_n": n},
         # Only the stores are vectors here: the pixels of a 3-channel picture are read one by one.
         divisible={"out": 16, "out_channels": 8} if aligned else {},
         num_warps=warps,

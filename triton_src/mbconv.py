@@ -89,14 +89,16 @@ def activate(x, high):
 
 @gluon.jit
 def load_pixels(pixels, exists, FIRST: gl.constexpr, DEPTH: gl.constexpr, IN_CHANNELS: gl.constexpr, inside, PADDED: gl.constexpr, layout: gl.constexpr):
-    """Channels FIRST to FIRST + DEPTH of the pixels, as an operand. PADDED: two channels beyond the last are one inside the
-    image and zero outside: the bias comes in through them."""
+    """Channels FIRST to FIRST + DEPTH of the pixels, as an operand. PADDED: they are zero out of the image, and two channels
+    beyond the last are one inside it: the bias comes in through them."""
     k = FIRST + gl.arange(0, DEPTH, layout=gl.SliceLayout(0, layout))
-    if FIRST + DEPTH <= IN_CHANNELS:
-        return gl.load(pixels[:, None] + k[None, :])
-    elif PADDED:
+    if PADDED:
         x = gl.load(pixels[:, None] + k[None, :], mask=inside[:, None] & (k < IN_CHANNELS)[None, :], other=0.0)
-        return gl.where(((k == IN_CHANNELS) | (k == IN_CHANNELS + 1))[None, :], gl.where(inside, 1.0, 0.0).to(x.dtype)[:, None], x)
+        if FIRST + DEPTH > IN_CHANNELS:
+            x = gl.where(((k == IN_CHANNELS) | (k == IN_CHANNELS + 1))[None, :], gl.where(inside, 1.0, 0.0).to(x.dtype)[:, None], x)
+        return x
+    elif FIRST + DEPTH <= IN_CHANNELS:
+        return gl.load(pixels[:, None] + k[None, :])
     else:
         return gl.load(pixels[:, None] + k[None, :], mask=exists[:, None] & (k < IN_CHANNELS)[None, :], other=0.0)
 
