@@ -7,6 +7,7 @@
 //   Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&, std::optional<bool> channels_last)
 //   Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias)
 //   Tensor mbconv(const char* op, const Tensor& x, const Mbconv&)
+//   Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program)
 //
 // `op` is the name the user called, for error messages.
 #pragma once
@@ -14,6 +15,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "arguments.h"
 
@@ -84,6 +87,8 @@ struct Adapters {
                                          .residual = optional(residual), .activation = parsed, .window = window("mbconv", stride, padding)});
   }
 
+  static Tensor network(T x, const std::vector<Tensor>& weights, Ints program) { return Backend::network(x, weights, program); }
+
   static void register_all(torch::stable::detail::StableLibrary& m) {
     m.impl("pointwise_bn", TORCH_BOX(&pointwise_bn));
     m.impl("pointwise_bn_relu", TORCH_BOX(&pointwise_bn_relu));
@@ -98,6 +103,7 @@ struct Adapters {
     m.impl("pointwise_pool", TORCH_BOX(&pointwise_pool));
     m.impl("linear", TORCH_BOX(&linear));
     m.impl("mbconv", TORCH_BOX(&mbconv));
+    m.impl("network", TORCH_BOX(&network));
   }
 };
 

@@ -291,6 +291,12 @@ bool prefers_channels_last(const Tensor& x) {
 
 bool is_contiguous(const Tensor& t) { return t.is_contiguous(); }
 
+bool is_reachable(const Tensor& t) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) last += std::max<int64_t>(t.size(d) - 1, 0) * t.stride(d);
+  return last <= kMaxInt32 && std::all_of(t.strides().begin(), t.strides().end(), [](int64_t s) { return s <= kMaxInt32; });
+}
+
 bool is_channels_last(const Tensor& t) {
   auto sizes = t.sizes(), strides = t.strides();
   if (sizes.size() != 4) return false;

@@ -141,5 +141,7 @@ bool prefers_channels_last(const Tensor& x);
 // Whether t is dense in NCHW or in NHWC order as PyTorch defines it (sizes of 1 and empty tensors match both).
 bool is_contiguous(const Tensor& t);
 bool is_channels_last(const Tensor& t);
+// The kernels count in 32 bits. Dense tensors are checked; a small view into a huge tensor may reach too far.
+bool is_reachable(const Tensor& t);
 
 }  // namespace effnet

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "adapters.h"
+#include "program.h"
 
 namespace effnet {
 namespace {
@@ -109,6 +110,12 @@ struct Cpu {
     y = depthwise(op, y, *block.depthwise_weight, {.bias = block.depthwise_bias, .activation = block.activation}, block.window);
     y = pointwise(op, y, *block.project_weight, {.bias = block.project_bias, .residual = block.residual});
     return with_format(y, s.project.channels_last);
+  }
+
+  static Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program) {
+    const auto steps = parse_program(program, weights.size());
+    infer(steps, x, weights);  // so that nothing is computed of a network that has a fault
+    return compose<Cpu>(steps, x, weights);
   }
 };
 

@@ -4,12 +4,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 #include <tuple>
-#include <utility>
 
 #include "adapters.h"
-#include "kernels.h"
+#include "network.h"
+#include "problems.h"
 #include "torch_runtime.h"
 
 namespace effnet {
@@ -20,13 +19,7 @@ Place place_of(const Tensor& x) {
   return {device, current_stream(device)};
 }
 
-Precision precision_of(const Tensor& x, bool tf32) {
-  switch (x.scalar_type()) {
-    case ScalarType::Half: return Precision::fp16;
-    case ScalarType::BFloat16: return Precision::bf16;
-    default: return tf32 ? Precision::tf32 : Precision::fp32;
-  }
-}
+Precision precision_of(const Tensor& x, bool tf32) { return effnet::precision_of(x.scalar_type(), tf32); }
 
 // A vector is read once, without strides; a sliced one (rare) is copied.
 struct Vectors {
@@ -38,12 +31,6 @@ struct Vectors {
     return copies[count++].emplace(torch::stable::contiguous(t)).const_data_ptr();
   }
 };
-
-// The activation as a clamp.
-std::pair<float, float> bounds(Activation activation) {
-  constexpr float kInfinity = INFINITY;
-  return {activation == Activation::none ? -kInfinity : 0.f, activation == Activation::relu6 ? 6.f : kInfinity};
-}
 
 Tail tail_of(const Epilogue& epilogue, const Tensor& x, Vectors& vectors) {
   Tail tail{};
@@ -86,6 +73,8 @@ Tensor empty_image(const Tensor& like, const ConvShape& s, bool channels_last) {
   return empty(like, sizes, strides);
 }
 
+Tensor empty_image(const Tensor& like, const StepShape& s) { return empty_image(like, s.image(), s.image().channels_last); }
+
 Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns) {
   return empty(like, std::array<int64_t, 2>{rows, columns}, std::array<int64_t, 2>{columns, 1});
 }
@@ -95,19 +84,6 @@ Tensor dense(const Tensor& x, bool channels_last) {
   if (channels_last ? is_channels_last(x) : is_contiguous(x)) return x;
   using torch::headeronly::MemoryFormat;
   return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-// The kernels count in 32 bits. Dense tensors were checked; a small view into a huge tensor is copied out of it.
-bool reachable(const Tensor& t) {
-  int64_t last = 0;
-  for (int64_t d = 0; d < t.dim(); ++d) last += std::max<int64_t>(t.size(d) - 1, 0) * t.stride(d);
-  return last <= INT32_MAX && std::all_of(t.strides().begin(), t.strides().end(), [](int64_t s) { return s <= INT32_MAX; });
-}
-
-// Whether a depthwise weight (C, 1, k, k) lies tap by tap, the channels of each side by side.
-bool is_taps_first(const Tensor& weight) {
-  const auto sizes = weight.sizes(), strides = weight.strides();
-  return strides[0] == 1 && strides[3] == sizes[0] && strides[2] == sizes[3] * sizes[0];
 }
 
 Tensor dense(const Tensor& t) { return is_contiguous(t) ? t : torch::stable::contiguous(t); }
@@ -123,9 +99,7 @@ struct Cuda {
     Tail tail = tail_of(epilogue, x, vectors);
     std::optional<Tensor> residual;
     if (epilogue.residual) tail.residual = residual.emplace(dense(*epilogue.residual, s.channels_last)).const_data_ptr();
-    launch_pointwise({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = s.channels_last, .x = input.const_data_ptr(),
-                      .weight = matrix.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .pixels = s.height * s.width,
-                      .in_channels = s.in_channels, .out_channels = s.out_channels, .tail = tail}, place_of(x));
+    launch_pointwise(pointwise_problem(op, precision_of(x, tf32_for_convolutions()), s, input.const_data_ptr(), matrix.const_data_ptr(), out.mutable_data_ptr(), tail), place_of(x));
     return out;
   }
 
@@ -137,9 +111,7 @@ struct Cuda {
     const Tensor input = dense(x, s.channels_last), matrix = dense(weight);
     Vectors vectors;
     const Tail tail = tail_of(epilogue, x, vectors);
-    launch_pointwise_pool({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = s.channels_last, .x = input.const_data_ptr(),
-                           .weight = matrix.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .pixels = s.height * s.width,
-                           .in_channels = s.in_channels, .out_channels = s.out_channels, .tail = tail}, place_of(x));
+    launch_pointwise_pool(pointwise_problem(op, precision_of(x, tf32_for_convolutions()), s, input.const_data_ptr(), matrix.const_data_ptr(), out.mutable_data_ptr(), tail), place_of(x));
     return out;
   }
 
@@ -152,11 +124,7 @@ struct Cuda {
     const Tensor input = dense(x, s.channels_last), taps = taps_first ? weight : dense(weight);
     Vectors vectors;
     const Tail tail = tail_of(epilogue, x, vectors);
-    launch_depthwise({.op = op, .precision = precision_of(x, false), .channels_last = s.channels_last, .x = input.const_data_ptr(),
-                      .weight = taps.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .channels = s.in_channels, .height = s.height,
-                      .width = s.width, .out_height = s.out_height, .out_width = s.out_width, .kernel = s.kernel_height, .stride_y = window.stride[0],
-                      .stride_x = window.stride[1], .left = window.padding[0], .top = window.padding[2], .tail = tail,
-                      .taps_first = taps_first}, place_of(x));
+    launch_depthwise(depthwise_problem(op, precision_of(x, false), s, input.const_data_ptr(), taps.const_data_ptr(), taps_first, out.mutable_data_ptr(), tail), place_of(x));
     return out;
   }
 
@@ -166,14 +134,11 @@ struct Cuda {
     Tensor out = empty_image(x, s, channels_last);
     if (s.out_numel() == 0) return out;
 
-    const Tensor input = reachable(x) ? x : dense(x), filters = reachable(weight) ? weight : dense(weight);
+    const Tensor input = is_reachable(x) ? x : dense(x), filters = is_reachable(weight) ? weight : dense(weight);
     Vectors vectors;
     const Tail tail = tail_of(epilogue, x, vectors);
-    launch_conv({.op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = channels_last, .x = input.const_data_ptr(),
-                 .weight = filters.const_data_ptr(), .out = out.mutable_data_ptr(), .batch = s.batch, .in_channels = s.in_channels, .height = s.height,
-                 .width = s.width, .out_channels = s.out_channels, .out_height = s.out_height, .out_width = s.out_width, .kernel_y = s.kernel_height,
-                 .kernel_x = s.kernel_width, .stride_y = window.stride[0], .stride_x = window.stride[1], .left = window.padding[0], .top = window.padding[2],
-                 .x_strides = input.strides().data(), .weight_strides = filters.strides().data(), .tail = tail}, place_of(x));
+    launch_conv(conv_problem(op, precision_of(x, tf32_for_convolutions()), s, channels_last, input.const_data_ptr(), input.strides().data(),
+                             filters.const_data_ptr(), filters.strides().data(), out.mutable_data_ptr(), tail), place_of(x));
     return out;
   }
 
@@ -185,8 +150,7 @@ struct Cuda {
     const Tensor input = dense(x), matrix = dense(weight);
     Vectors vectors;
     const Tail tail = tail_of({.bias = bias}, x, vectors);
-    launch_linear({.op = op, .precision = precision_of(x, tf32_for_matmul()), .x = input.const_data_ptr(), .weight = matrix.const_data_ptr(),
-                   .out = out.mutable_data_ptr(), .rows = s.rows, .in_features = s.in_features, .out_features = s.out_features, .tail = tail}, place_of(x));
+    launch_linear(linear_problem(op, precision_of(x, tf32_for_matmul()), s, input.const_data_ptr(), matrix.const_data_ptr(), out.mutable_data_ptr(), tail), place_of(x));
     return out;
   }
 
@@ -202,22 +166,32 @@ struct Cuda {
     auto matrix = [&](const Tensor* t) { return t ? address(dense(*t)) : nullptr; };
     const bool taps_first = is_taps_first(*block.depthwise_weight);
     const Tensor* first_bias = block.expand_bias ? block.expand_bias : block.depthwise_bias ? block.depthwise_bias : block.project_bias;
-    const auto [low, high] = bounds(block.activation);
-    const MbconvProblem problem{
-        .op = op, .precision = precision_of(x, tf32_for_convolutions()), .channels_last = channels_last, .x = address(dense(x, channels_last)),
-        .expand_weight = matrix(block.expand_weight), .expand_bias = matrix(block.expand_bias),
-        .depthwise_weight = taps_first ? block.depthwise_weight->const_data_ptr() : matrix(block.depthwise_weight), .depthwise_bias = matrix(block.depthwise_bias),
-        .project_weight = matrix(block.project_weight), .project_bias = matrix(block.project_bias),
-        .residual = block.residual ? address(dense(*block.residual, channels_last)) : nullptr, .out = out.mutable_data_ptr(),
-        .batch = s.depthwise.batch, .in_channels = x.size(1), .hidden = s.depthwise.in_channels, .out_channels = s.project.out_channels,
-        .height = s.depthwise.height, .width = s.depthwise.width, .out_height = s.depthwise.out_height, .out_width = s.depthwise.out_width,
-        .kernel = s.depthwise.kernel_height, .stride_y = block.window.stride[0], .stride_x = block.window.stride[1], .left = block.window.padding[0],
-        .top = block.window.padding[2], .low = low, .high = high,
-        .vectors_are_fp32 = first_bias && first_bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float,
-        .depthwise_taps_first = taps_first};
+    MbconvProblem problem = mbconv_problem(op, precision_of(x, tf32_for_convolutions()), s, block.activation);
+    problem.x = address(dense(x, channels_last));
+    problem.expand_weight = matrix(block.expand_weight), problem.expand_bias = matrix(block.expand_bias);
+    problem.depthwise_weight = taps_first ? block.depthwise_weight->const_data_ptr() : matrix(block.depthwise_weight);
+    problem.depthwise_taps_first = taps_first;
+    problem.depthwise_bias = matrix(block.depthwise_bias);
+    problem.project_weight = matrix(block.project_weight), problem.project_bias = matrix(block.project_bias);
+    problem.residual = block.residual ? address(dense(*block.residual, channels_last)) : nullptr;
+    problem.out = out.mutable_data_ptr();
+    problem.vectors_are_fp32 = first_bias && first_bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
     const Place place = place_of(x);
     const Tensor workspace = empty_bytes(x, mbconv_workspace(problem, place.device));
     launch_mbconv(problem, workspace.mutable_data_ptr(), place);
+    return out;
+  }
+
+  static Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program) {
+    const auto plan = plan_network(x, weights, program, tf32_for_convolutions(), tf32_for_matmul());
+    if (plan->composed) return compose<Cuda>(plan->steps, x, weights);
+    const Value& result = plan->result();
+    Tensor out = result.rank == 2 ? empty_matrix(x, result.sizes[0], result.sizes[1]) : empty_image(x, plan->shapes.back());
+    if (result.numel() == 0) return out;
+
+    std::optional<Tensor> workspace;
+    if (plan->workspace > 0) workspace = empty_bytes(x, plan->workspace);
+    launch_network(*plan, x, weights, workspace ? workspace->mutable_data_ptr() : nullptr, out.mutable_data_ptr(), place_of(x));
     return out;
   }
 };

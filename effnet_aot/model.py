@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .fold import Folded, FoldedModule, bias_dtype, fold_batch_norm
+from .ops import Network
 
 # (in_channels, out_channels, stride, expand_ratio)
 BLOCKS = [(32, 16, 1, 1), (16, 24, 2, 6), (24, 40, 2, 6), (40, 80, 2, 6), (80, 112, 1, 6), (112, 192, 2, 6), (192, 320, 1, 6)]
@@ -32,12 +33,8 @@ class FoldedBlock(NamedTuple):
 class FoldedNetwork(NamedTuple):
     """The whole network ready to run: everything that inference reads besides the image."""
 
-    stem: Folded
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    blocks: tuple[FoldedBlock, ...]
-    head: Folded
-    fc: Folded
+    weights: tuple[torch.Tensor, ...]
+    program: tuple[int, ...]
 
 
 class FusedMBConvBlock(FoldedModule):
@@ -80,7 +77,9 @@ class FusedMBConvBlock(FoldedModule):
         return FoldedBlock(folded[0] if len(folded) == 3 else None, *folded[-2:], *window(self.depthwise_conv))
 
     def forward_folded(self, x, folded):
-        return run_block(x, folded)
+        expand = folded.expand or (None, None)
+        window = folded.stride, folded.padding
+        return torch.ops.effnet.mbconv.default(x, *expand, *folded.depthwise, *folded.project, None, *window, "relu6")
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Also takes the plain layout, an nn.Sequential of conv, bn, relu6, conv, bn, relu6, conv, bn."""
@@ -155,33 +154,28 @@ class ModelNew(FoldedModule):
         return ops.linear_bias(x, self.fc_weight, self.fc_bias)
 
     def fold(self, dtype=None):
-        weight, bias = self.fc_weight.detach(), self.fc_bias.detach()
+        network = Network()
         stride, padding = window(self.conv1)
-        return FoldedNetwork(
-            stem=fold_batch_norm(self.conv1, self.bn1, dtype),
-            stride=stride,
-            padding=padding,
-            blocks=tuple(block.fold(dtype) for block in self.blocks),
-            head=fold_batch_norm(self.conv2, self.bn2, dtype),
-            fc=Folded(weight, bias) if dtype is None else Folded(weight.to(dtype), bias.to(bias_dtype(dtype))),
-        )
+        stem, head = fold_batch_norm(self.conv1, self.bn1, dtype), fold_batch_norm(self.conv2, self.bn2, dtype)
+        # Whatever format the images come in, the kernels between stem and head are at their best in channels_last.
+        y = network.add("conv", **stem._asdict(), activation="relu", stride=stride, padding=padding, memory_format=torch.channels_last)
+        for block in self.blocks:
+            folded = block.fold(dtype)
+            layers = {"expand": folded.expand, "depthwise": folded.depthwise, "project": folded.project}
+            weights = {f"{name}_{part}": tensor for name, layer in layers.items() if layer for part, tensor in layer._asdict().items()}
+            y = network.add("mbconv", y, **weights, activation="relu6", stride=folded.stride, padding=folded.padding)
+        y = network.add("pointwise_pool", y, **head._asdict(), activation="relu")
+        weight, bias = self.fc_weight.detach(), self.fc_bias.detach()
+        fc = Folded(weight, bias) if dtype is None else Folded(weight.to(dtype), bias.to(bias_dtype(dtype)))
+        network.add("linear", y, **fc._asdict())
+        return FoldedNetwork(tuple(network.weights), network.numbers)
 
     def forward_folded(self, x, folded):
-        # Whatever format the images come in, the kernels between stem and head are at their best in channels_last.
-        x = torch.ops.effnet.conv.default(x, *folded.stem, folded.stride, folded.padding, "relu", torch.channels_last)
-        for block in folded.blocks:
-            x = run_block(x, block)
-        x = torch.ops.effnet.pointwise_pool.default(x, *folded.head, "relu")
-        return torch.ops.effnet.linear.default(x, *folded.fc)
+        return torch.ops.effnet.network.default(x, *folded)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         rename(state_dict, f"{prefix}fc.", f"{prefix}fc_")
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def run_block(x, block):
-    expand = block.expand or (None, None)
-    return torch.ops.effnet.mbconv.default(x, *expand, *block.depthwise, *block.project, None, block.stride, block.padding, "relu6")
 
 
 def statistics(bn):

@@ -463,7 +463,7 @@ def test_folding_under_inference_mode_serves_outside():
     with torch.no_grad():
         assert torch.equal(model(x), out)
     folded = model._cache._entry[2]
-    assert not folded.stem.weight.is_inference()
+    assert not folded.weights[0].is_inference()
 
 
 def test_functional_call_uses_its_parameters():

@@ -16,10 +16,13 @@ from .conv import conv, conv_bn_relu
 from .depthwise import depthwise, depthwise_bn_relu6
 from .linear import linear, linear_bias
 from .mbconv import mbconv, taps_first
+from .network import Network, Program, network
 from .pointwise import pointwise, pointwise_bn, pointwise_bn_relu, pointwise_bn_relu6
 from .pointwise_pool import pointwise_bn_relu_pool, pointwise_pool
 
 __all__ = [
+    "Network",
+    "Program",
     "conv",
     "conv_bn_relu",
     "depthwise",
@@ -27,6 +30,7 @@ __all__ = [
     "linear",
     "linear_bias",
     "mbconv",
+    "network",
     "pointwise",
     "pointwise_bn",
     "pointwise_bn_relu",

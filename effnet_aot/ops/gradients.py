@@ -1,4 +1,4 @@
-"""The backward of the convolution ops, composed of ATen, for out = activation(batch_norm(y) + bias + residual), y = conv(x).
+"""The backward of the ops, composed of ATen, for out = activation(batch_norm(y) + bias + residual), y = conv(x).
 
 With g = grad * activation'(out), the mask being read off the output, and rstd = 1 / sqrt(var + eps):
 
@@ -94,4 +94,22 @@ def mbconv_backward(c: Mbconv, grad: Tensor, wanted: set[str]) -> dict[str, Tens
         if below_depthwise and c.expand_weight is not None:
             out = None if c.activation == "none" else expanded
             grads |= back("expand", c.expand(c.x), grads["x"], out, below_expand) | {"residual": residual}
+    return grads
+
+
+def pool_backward(grad: Tensor, height: int, width: int) -> Tensor:
+    """Of the mean over height and width."""
+    return (grad / (height * width))[:, :, None, None].expand(*grad.shape, height, width)
+
+
+def linear_backward(x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+    """Gradients of the arguments named in `wanted`, for out = x @ weight.T + bias."""
+    grads = {}
+    if "x" in wanted:
+        grads["x"] = grad @ weight
+    if "weight" in wanted:
+        grads["weight"] = grad.t() @ x
+    if "bias" in wanted:
+        wide = torch.float32 if grad.dtype in (torch.float16, torch.bfloat16) else grad.dtype
+        grads["bias"] = grad.sum(0, dtype=wide).to(bias.dtype)
     return grads

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .gradients import linear_backward
 from .registration import call, register
 from .rules import check_linear
 
@@ -34,22 +35,11 @@ def _fake(op: str):
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, bias = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx, grad, wanted):
-    x, weight = ctx.saved_tensors
-    grads = {}
-    if "x" in wanted:
-        grads["x"] = grad @ weight
-    if "weight" in wanted:
-        grads["weight"] = grad.t() @ x
-    if "bias" in wanted:
-        wide = torch.float32 if grad.dtype in (torch.float16, torch.bfloat16) else grad.dtype
-        grads["bias"] = grad.sum(0, dtype=wide).to(ctx.bias_dtype)
-    return grads
+    return linear_backward(*ctx.saved_tensors, grad, wanted)
 
 
 for _op in ("linear_bias", "linear"):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .gradients import convolution_backward
+from .gradients import convolution_backward, pool_backward
 from .registration import call, register
 from .rules import BatchNorm, Convolution, check_pointwise
 
@@ -56,10 +56,8 @@ def _register(name: str, describe: Callable[..., Convolution]) -> None:
 
     def backward(ctx, grad, wanted):
         c = describe(*(rest if saved is None else saved for saved, rest in zip(ctx.saved_tensors, ctx.rest)))
-        batch, _, height, width = c.x.shape
-        grad = (grad / (height * width))[:, :, None, None].expand(batch, c.weight.shape[0], height, width)
         # The pooled output does not tell which pixels the activation cut off.
-        return convolution_backward(c, grad, None if c.activation == "none" else _unpooled(c), wanted)
+        return convolution_backward(c, pool_backward(grad, *c.x.shape[2:]), None if c.activation == "none" else _unpooled(c), wanted)
 
     register(name, fake=fake, setup_context=setup_context, backward=backward)
 

@@ -28,7 +28,7 @@ def register(name: str, *, fake: Callable, setup_context: Callable, backward: Ca
     names = [argument.name for argument in op._schema.arguments]
 
     def backward_in_order(ctx, grad):
-        wanted = {name for name, needed in zip(names, ctx.needs_input_grad) if needed}
+        wanted = {name for name, needed in zip(names, ctx.needs_input_grad) if (any(needed) if isinstance(needed, (list, tuple)) else needed)}
         grads = backward(ctx, grad, wanted)
         return tuple(grads.get(name) if name in wanted else None for name in names)
 
@@ -40,13 +40,15 @@ def register(name: str, *, fake: Callable, setup_context: Callable, backward: Ca
 
 def _autocast_kernel(op, names: list[str], device_type: str, key: str) -> Callable:
     # torch.library.register_autocast would cast the batch norm vectors and the bias too.
-    cast_positions = {i for i, name in enumerate(names) if name in ("x", "residual") or (name.endswith("weight") and name != "bn_weight")}
+    cast_positions = {i for i, name in enumerate(names) if name in ("x", "residual", "weights") or (name.endswith("weight") and name != "bn_weight")}
     autocast_key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(_, *args):
         dtype = torch.get_autocast_dtype(device_type)
 
         def cast(t):  # as autocast does it: float64 keeps its precision
+            if isinstance(t, (list, tuple)):  # of weights and of vectors
+                return [cast(item) if item.dim() > 1 else item for item in t]
             eligible = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 and t.device.type == device_type
             return t.to(dtype) if eligible else t
 

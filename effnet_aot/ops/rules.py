@@ -144,13 +144,17 @@ def check_image(op: str, x: Tensor, name: str = "x") -> None:
     check_input_dtype(op, x)
 
 
+def check_window(op: str, stride: Sequence[int], padding: Sequence[int]) -> None:
+    if len(stride) != 2 or not all(1 <= s <= MAX_INT32 for s in stride):
+        fail(op, "stride must be two numbers from 1 to 2147483647", tuple(stride))
+    if len(padding) != 4 or not all(0 <= p <= MAX_INT32 for p in padding):
+        fail(op, "padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple(padding))
+
+
 def check_arguments(c: Convolution) -> None:
     if c.activation not in ACTIVATIONS:
         fail(c.op, "activation must be 'none', 'relu' or 'relu6'", "'{}'".format(c.activation.replace("\0", "\\x00")))
-    if len(c.stride) != 2 or not all(1 <= s <= MAX_INT32 for s in c.stride):
-        fail(c.op, "stride must be two numbers from 1 to 2147483647", tuple(c.stride))
-    if len(c.padding) != 4 or not all(0 <= p <= MAX_INT32 for p in c.padding):
-        fail(c.op, "padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple(c.padding))
+    check_window(c.op, c.stride, c.padding)
     if c.memory_format not in (None, torch.contiguous_format, torch.channels_last):
         fail(c.op, "memory_format must be contiguous_format or channels_last", dtype_name(c.memory_format))
 
