@@ -323,6 +323,22 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
          std::to_string(grid) + ", 1, 1) failed: " + driver().describe(result));
 }
 
+void replay(std::span<const PreparedLaunch> launches, Place place, std::span<const uint64_t> bases) {
+  constexpr size_t kMost = 64;  // parameters
+  uint64_t values[kMost];
+  void* addresses[kMost];
+  for (const PreparedLaunch& l : launches) {
+    const size_t count = l.values.size();
+    if (count + 2 > kMost) fail(Failure::invalid_argument, std::string("effnet::") + l.op + ": " + l.variant->kernel + " takes more than " + std::to_string(kMost - 2) + " parameters");
+    for (size_t i = 0; i < count; ++i) {
+      const uint64_t v = l.values[i];
+      values[i] = l.is_address[i] ? bases[v >> kBaseShift] + (v & ((uint64_t{1} << kBaseShift) - 1)) : v;
+      addresses[i] = &values[i];
+    }
+    launch(l.op, *l.variant, place, l.grid, std::span<void*>(addresses, count + 2));
+  }
+}
+
 void preload(int device) {
   CurrentContext context(device_state(device).context);
   for (const Variant& variant : variants()) ready("preload", variant, device);

@@ -7,9 +7,12 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "registry.h"
 
@@ -23,10 +26,21 @@ struct Error : std::runtime_error {
   Failure failure;
 };
 
-// Where to run: a device by its CUDA ordinal and a stream of it (CUstream; null is the default stream).
+// A launch that was decided but not made, to be made any number of times at other addresses.
+struct PreparedLaunch {
+  const char* op;  // borrowed
+  const Variant* variant;
+  int64_t grid;
+  std::vector<uint64_t> values;     // the kernel's run-time parameters, in order
+  std::vector<uint8_t> is_address;  // which of them are: see replay()
+};
+
+// Where to run: a device by its CUDA ordinal and a stream of it (CUstream; null is the default stream). With `prepared`
+// nothing runs: launches are appended there.
 struct Place {
   int device = 0;
   void* stream = nullptr;
+  std::vector<PreparedLaunch>* prepared = nullptr;
 };
 
 // Launches `variant` on `grid` blocks. `arguments` are the addresses of the kernel's run-time parameters, in order, with
@@ -36,9 +50,23 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
 // The same from values: launch(op, variant, place, grid, pointer, int32, float, ...).
 template <class... Values>
 void launch(const char* op, const Variant& variant, Place place, int64_t grid, Values... values) {
+  if (place.prepared) {
+    auto bits = [](auto value) {
+      uint64_t b = 0;
+      std::memcpy(&b, &value, sizeof value);
+      return b;
+    };
+    place.prepared->push_back({op, &variant, grid, {bits(values)...}, {std::is_pointer_v<Values>...}});
+    return;
+  }
   std::array<void*, sizeof...(Values) + 2> addresses{static_cast<void*>(&values)...};
   launch(op, variant, place, grid, std::span<void*>(addresses));
 }
+
+// Makes prepared launches, in order. An address in them is an index into `bases`, shifted by kBaseShift, plus an offset;
+// index 0 is null.
+constexpr int kBaseShift = 44;
+void replay(std::span<const PreparedLaunch> launches, Place place, std::span<const uint64_t> bases);
 
 // Throws in a child of a process that used CUDA through this library, where nothing of CUDA works any more.
 void check_not_forked();

@@ -21,7 +21,7 @@ void append(std::vector<int64_t>& signature, const Tensor& t) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
   const auto sizes = t.sizes(), strides = t.strides();
-  const int64_t alignment = reinterpret_cast<uintptr_t>(t.const_data_ptr()) & 15;
+  const int64_t alignment = reinterpret_cast<uintptr_t>(t.const_data_ptr()) & 15;  // decides between variants
   signature.push_back((((int64_t{dtype} * 256 + device_type) * 256 + device_index) * 256 + static_cast<int64_t>(sizes.size())) * 16 + alignment);
   signature.insert(signature.end(), sizes.begin(), sizes.end());
   signature.insert(signature.end(), strides.begin(), strides.end());
@@ -52,25 +52,6 @@ int64_t lay_out(std::vector<Buffer> buffers) {
 
 int64_t padded(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Where a step's tensors are.
-struct Addresses {
-  const void *x, *residual;
-  void *out, *scratch;
-};
-
-MbconvProblem block_problem(const NetworkPlan& plan, size_t i, ScalarType type, const std::vector<Tensor>& weights, const Addresses& at) {
-  const Step& s = plan.steps[i];
-  auto address = [&](int64_t index) { return index < 0 ? nullptr : weights[index].const_data_ptr(); };
-  MbconvProblem p = mbconv_problem(s.op.c_str(), precision_of(type, plan.tf32_convolutions), plan.shapes[i].block, s.activation);
-  p.x = at.x, p.residual = at.residual, p.out = at.out;
-  p.expand_weight = address(s.expand_weight), p.expand_bias = address(s.expand_bias);
-  p.depthwise_weight = address(s.weight), p.depthwise_bias = address(s.bias);
-  p.project_weight = address(s.project_weight), p.project_bias = address(s.project_bias);
-  p.vectors_are_fp32 = plan.places[i].vectors_are_fp32;
-  p.depthwise_taps_first = is_taps_first(weights[s.weight]);
-  return p;
-}
-
 // Whether the kernels can read everything where it lies.
 bool reads_in_place(const NetworkPlan& plan, const Tensor& x, const std::vector<Tensor>& weights) {
   auto dense = [&](int64_t index) { return index < 0 || is_contiguous(weights[index]); };
@@ -93,43 +74,112 @@ bool reads_in_place(const NetworkPlan& plan, const Tensor& x, const std::vector<
   return true;
 }
 
+// Addresses in a plan: which tensor, and how far into it. Alignment is part of what a plan holds for, so a weight's is kept.
+enum Base : uint64_t { kNull, kImage, kWorkspace, kOutput, kWeights };
+
+uint64_t alignment(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) & 15; }
+
+void* symbol(uint64_t base, uint64_t offset) { return reinterpret_cast<void*>(base << kBaseShift | offset); }
+
+// Fills in where everything lies and what is launched.
+struct Planner {
+  NetworkPlan& plan;
+  const Tensor& x;
+  const std::vector<Tensor>& weights;
+  bool tf32_convolutions, tf32_matmul;
+
+  struct At {
+    int64_t result = -1, scratch = -1;  // offsets in the workspace; -1: the result is the output, there is no scratch
+  };
+  std::vector<At> places = std::vector<At>(plan.steps.size());
+  ScalarType type = x.scalar_type();
+  Precision convolutions = precision_of(type, tf32_convolutions);
+  int device = static_cast<int>(x.get_device_index());
+
+  void* image(int64_t number) const {
+    return number < 0 ? nullptr : number == 0 ? symbol(kImage, alignment(x)) : symbol(kWorkspace, places[number - 1].result);
+  }
+  void* weight(int64_t index) const { return index < 0 ? nullptr : symbol(kWeights + index, alignment(weights[index])); }
+  void* out(size_t i) const { return places[i].result < 0 ? symbol(kOutput, 0) : symbol(kWorkspace, places[i].result); }
+
+  bool vectors_are_fp32(const Step& s) const {
+    for (int64_t bias : {s.bias, s.expand_bias, s.project_bias})
+      if (bias >= 0) return weights[bias].scalar_type() == ScalarType::Float && type != ScalarType::Float;
+    return false;
+  }
+
+  MbconvProblem block(size_t i) const {
+    const Step& s = plan.steps[i];
+    MbconvProblem p = mbconv_problem(s.op.c_str(), convolutions, plan.shapes[i].block, s.activation);
+    p.x = image(s.input), p.residual = image(s.residual), p.out = out(i);
+    p.expand_weight = weight(s.expand_weight), p.expand_bias = weight(s.expand_bias);
+    p.depthwise_weight = weight(s.weight), p.depthwise_bias = weight(s.bias);
+    p.project_weight = weight(s.project_weight), p.project_bias = weight(s.project_bias);
+    p.vectors_are_fp32 = vectors_are_fp32(s);
+    p.depthwise_taps_first = is_taps_first(weights[s.weight]);
+    return p;
+  }
+
+  void place_maps() {
+    const size_t count = plan.steps.size();
+    std::vector<size_t> last(count);  // the step that reads a result last
+    for (size_t i = 0; i < count; ++i) {
+      last[i] = i;
+      for (int64_t number : {plan.steps[i].input, plan.steps[i].residual})
+        if (number > 0) last[number - 1] = i;
+    }
+    std::vector<Buffer> buffers;
+    for (size_t i = 0; i + 1 < count; ++i) {
+      places[i].result = 0;  // aligned, which is all that the size of a scratch may depend on
+      buffers.push_back({padded(plan.shapes[i].out.numel() * bytes_of_element(convolutions)), i, last[i], &places[i].result});
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const int64_t bytes = plan.steps[i].kind == StepKind::mbconv ? mbconv_workspace(block(i), device) : 0;
+      if (bytes > 0) buffers.push_back({padded(bytes), i, i, &places[i].scratch});
+    }
+    plan.workspace = lay_out(std::move(buffers));
+  }
+
+  void prepare(size_t i) {
+    const Step& s = plan.steps[i];
+    const Place place{.device = device, .prepared = &plan.launches};
+    if (s.kind == StepKind::mbconv) return launch_mbconv(block(i), places[i].scratch < 0 ? nullptr : symbol(kWorkspace, places[i].scratch), place);
+
+    const char* op = s.op.c_str();
+    const ConvShape& c = plan.shapes[i].conv;
+    void *const input = image(s.input), *const w = weight(s.weight), *const result = out(i);
+    const auto [low, high] = bounds(s.activation);
+    const Tail tail{.vectors = {weight(s.bias)}, .vectors_are_fp32 = vectors_are_fp32(s), .low = low, .high = high, .residual = image(s.residual)};
+    switch (s.kind) {
+      case StepKind::conv: {
+        const bool nhwc = s.input > 0 && plan.shapes[s.input - 1].out.channels_last;
+        const int64_t plane = c.height * c.width, k = c.in_channels;
+        const int64_t dense[4] = {k * plane, nhwc ? 1 : plane, nhwc ? c.width * k : c.width, nhwc ? k : 1};
+        const int64_t* strides = s.input == 0 ? x.strides().data() : dense;
+        return launch_conv(conv_problem(op, convolutions, c, c.channels_last, input, strides, w, weights[s.weight].strides().data(), result, tail), place);
+      }
+      case StepKind::pointwise: return launch_pointwise(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
+      case StepKind::pointwise_pool: return launch_pointwise_pool(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
+      case StepKind::depthwise: return launch_depthwise(depthwise_problem(op, convolutions, c, input, w, is_taps_first(weights[s.weight]), result, tail), place);
+      case StepKind::linear: return launch_linear(linear_problem(op, precision_of(type, tf32_matmul), plan.shapes[i].linear, input, w, result, tail), place);
+      case StepKind::mbconv: break;
+    }
+  }
+};
+
 std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program, bool tf32_convolutions, bool tf32_matmul,
                                              const std::vector<int64_t>& signature) {
   auto plan = std::make_shared<NetworkPlan>();
   plan->program.assign(program.begin(), program.end());
   plan->signature = signature;
-  plan->tf32_convolutions = tf32_convolutions, plan->tf32_matmul = tf32_matmul;
   plan->steps = parse_program(program, weights.size());
   plan->shapes = infer(plan->steps, x, weights);
   plan->composed = !reads_in_place(*plan, x, weights);
-  const size_t count = plan->steps.size();
-  plan->places.resize(count);
   if (plan->composed || plan->result().numel() == 0) return plan;
 
-  std::vector<size_t> last(count);  // the step that reads a result last
-  for (size_t i = 0; i < count; ++i) {
-    const Step& s = plan->steps[i];
-    last[i] = i;
-    for (int64_t number : {s.input, s.residual})
-      if (number > 0) last[number - 1] = i;
-  }
-  const ScalarType type = x.scalar_type();
-  const int64_t element = bytes_of_element(precision_of(type, false));
-  std::vector<Buffer> buffers;
-  for (size_t i = 0; i < count; ++i) {
-    const Step& s = plan->steps[i];
-    NetworkPlan::Place& place = plan->places[i];
-    for (int64_t bias : {s.bias, s.expand_bias, s.project_bias})
-      if (bias >= 0) place.vectors_are_fp32 = weights[bias].scalar_type() == ScalarType::Float && type != ScalarType::Float;
-    if (i + 1 < count) buffers.push_back({padded(plan->shapes[i].out.numel() * element), i, last[i], &place.result});
-    if (s.kind != StepKind::mbconv) continue;
-    // Only whether addresses are aligned matters here: those in the workspace are, and so is a new output.
-    const void* input = s.input == 0 ? x.const_data_ptr() : nullptr;
-    const void* residual = s.residual < 0 ? nullptr : s.residual == 0 ? x.const_data_ptr() : reinterpret_cast<const void*>(kAlignment);
-    const int64_t bytes = mbconv_workspace(block_problem(*plan, i, type, weights, {input, residual, nullptr, nullptr}), static_cast<int>(x.get_device_index()));
-    if (bytes > 0) buffers.push_back({padded(bytes), i, i, &place.scratch});
-  }
-  plan->workspace = lay_out(std::move(buffers));
+  Planner planner{*plan, x, weights, tf32_convolutions, tf32_matmul};
+  planner.place_maps();
+  for (size_t i = 0; i < plan->steps.size(); ++i) planner.prepare(i);
   return plan;
 }
 
@@ -163,42 +213,11 @@ std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const std::vect
 }
 
 void launch_network(const NetworkPlan& plan, const Tensor& x, const std::vector<Tensor>& weights, void* workspace, void* out, Place place) {
-  char* const base = static_cast<char*>(workspace);
-  const void* const image = x.const_data_ptr();
-  const ScalarType type = x.scalar_type();
-  const Precision convolutions = precision_of(type, plan.tf32_convolutions), matmul = precision_of(type, plan.tf32_matmul);
-  auto result = [&](int64_t number) -> const void* { return number < 0 ? nullptr : number == 0 ? image : base + plan.places[number - 1].result; };
-  auto address = [&](int64_t index) { return index < 0 ? nullptr : weights[index].const_data_ptr(); };
-
-  for (size_t i = 0; i < plan.steps.size(); ++i) {
-    const Step& s = plan.steps[i];
-    const StepShape& shape = plan.shapes[i];
-    const auto& [where, scratch, vectors_are_fp32] = plan.places[i];
-    const Addresses at{result(s.input), result(s.residual), where < 0 ? out : base + where, scratch < 0 ? nullptr : base + scratch};
-    if (s.kind == StepKind::mbconv) {
-      launch_mbconv(block_problem(plan, i, type, weights, at), at.scratch, place);
-      continue;
-    }
-    const char* op = s.op.c_str();
-    const void* weight = address(s.weight);
-    const auto [low, high] = bounds(s.activation);
-    const Tail tail{.vectors = {address(s.bias)}, .vectors_are_fp32 = vectors_are_fp32, .low = low, .high = high, .residual = at.residual};
-    switch (s.kind) {
-      case StepKind::conv: {
-        const ConvShape& c = shape.conv;
-        const bool nhwc = s.input > 0 && plan.shapes[s.input - 1].out.channels_last;
-        const int64_t plane = c.height * c.width;
-        const int64_t dense[4] = {c.in_channels * plane, nhwc ? 1 : plane, nhwc ? c.width * c.in_channels : c.width, nhwc ? c.in_channels : 1};
-        launch_conv(conv_problem(op, convolutions, c, c.channels_last, at.x, s.input == 0 ? x.strides().data() : dense, weight, weights[s.weight].strides().data(), at.out, tail), place);
-        break;
-      }
-      case StepKind::pointwise: launch_pointwise(pointwise_problem(op, convolutions, shape.conv, at.x, weight, at.out, tail), place); break;
-      case StepKind::pointwise_pool: launch_pointwise_pool(pointwise_problem(op, convolutions, shape.conv, at.x, weight, at.out, tail), place); break;
-      case StepKind::depthwise: launch_depthwise(depthwise_problem(op, convolutions, shape.conv, at.x, weight, is_taps_first(weights[s.weight]), at.out, tail), place); break;
-      case StepKind::linear: launch_linear(linear_problem(op, matmul, shape.linear, at.x, weight, at.out, tail), place); break;
-      case StepKind::mbconv: break;
-    }
-  }
+  static thread_local std::vector<uint64_t> bases;  // keeps its memory
+  auto base = [](const void* address, uint64_t offset) { return reinterpret_cast<uint64_t>(address) - offset; };
+  bases.assign({0, base(x.const_data_ptr(), alignment(x)), base(workspace, 0), base(out, 0)});
+  for (const Tensor& t : weights) bases.push_back(base(t.const_data_ptr(), alignment(t)));
+  replay(plan.launches, place, bases);
 }
 
 }  // namespace effnet

@@ -1,4 +1,5 @@
-// Networks on CUDA: where every map lies, decided once for tensors of the same kind, and then launched step by step.
+// Networks on CUDA. What is checked, where every map lies, and which kernels run with which numbers is decided once for
+// tensors of the same kind, and kept; a call looks it up, fills in the addresses and launches.
 #pragma once
 
 #include <memory>
@@ -16,13 +17,8 @@ struct NetworkPlan {
   std::vector<StepShape> shapes;
   bool composed = false;  // some tensor has to be copied first, so the steps run one by one on tensors of their own
 
-  struct Place {
-    int64_t result = -1, scratch = -1;  // offsets in the workspace; -1: the result is the output, there is no scratch
-    bool vectors_are_fp32 = false;
-  };
-  std::vector<Place> places;
   int64_t workspace = 0;  // bytes
-  bool tf32_convolutions, tf32_matmul;
+  std::vector<PreparedLaunch> launches;
 
   const Value& result() const { return shapes.back().out; }
 };

@@ -37,6 +37,7 @@ using Conv = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::string_v
 using PointwisePool = at::Tensor(T, T, O, std::string_view);
 using FoldedLinear = at::Tensor(T, T, O);
 using Mbconv = at::Tensor(T, O, O, T, O, T, O, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
+using Network = at::Tensor(T, at::TensorList, at::IntArrayRef);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find(const char* name) {
@@ -130,6 +131,12 @@ inline at::Tensor mbconv(const at::Tensor& x, const OptionalTensor& expand_weigh
                          std::string_view activation = "relu6") {
   static const auto op = detail::find<detail::Mbconv>("effnet::mbconv");
   return op.call(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, stride, padding, activation);
+}
+
+// A network in one call: `program` are the numbers of a Program of the Python package, over indices of `weights`.
+inline at::Tensor network(const at::Tensor& x, at::TensorList weights, at::IntArrayRef program) {
+  static const auto op = detail::find<detail::Network>("effnet::network");
+  return op.call(x, weights, program);
 }
 
 }  // namespace effnet
