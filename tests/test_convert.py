@@ -16,6 +16,8 @@ from torch import nn
 
 import effnet_aot
 from effnet_aot import ConversionError, convert, explain
+from effnet_aot.ops import Program
+from effnet_aot.ops.network import Call, evaluate
 
 gpu = pytest.mark.gpu
 
@@ -107,7 +109,10 @@ def test_what_becomes_of_mobilenet():
     assert rows[-3].targets == ("conv2d", "batch_norm", "hardtanh", "adaptive_avg_pool2d", "flatten")
     # 300.8 M at 224 x 224 are published, all but 0.13 M of the 1000 classes' layer in proportion to the pixels.
     assert sum(row.multiply_adds for row in rows) == pytest.approx(299.5e6 * (64 / 224) ** 2, rel=0.01)
-    assert converted.network.features_1_conv_0_0.activation == "relu6"
+    steps = Program.parse(converted.network.chain.program, len(list(converted.parameters()))).steps
+    assert [step.kind for step in steps] == ["conv", *["mbconv"] * 17, "pointwise_pool", "linear"]
+    assert steps[1].fields["expand_weight"] is None and sum(step.fields.get("residual") is not None for step in steps) == 10
+    assert converted.network.chain.features_1_conv_0_0_weight.shape == (32, 1, 3, 3)
 
 
 # ---- spellings: small networks of 3 x 9 x 9 images ----
@@ -210,7 +215,16 @@ OPS = {"Conv": "conv", "Depthwise": "depthwise", "Pointwise": "pointwise", "Poin
 
 
 def ops(converted):
-    return [OPS[type(converted.network.get_submodule(node.target)).__name__] for node in converted.network.graph.nodes if node.op == "call_module"]
+    """Of all layers, those of chains too."""
+    called = []
+    for node in converted.network.graph.nodes:
+        if node.op == "call_module":
+            layer = converted.network.get_submodule(node.target)
+            if type(layer).__name__ == "Chain":
+                called += [step.kind for step in Program.parse(layer.program, len(list(layer.parameters()))).steps]
+            else:
+                called.append(OPS[type(layer).__name__])
+    return called
 
 
 def small(build, device):
@@ -446,7 +460,7 @@ def act(*args, **options):
 
 def test_output_of_the_pair(pair):
     model, converted = pair
-    assert ops(converted) == ["conv", "pointwise", "depthwise", "pointwise", "pointwise_pool", "linear"]
+    assert ops(converted) == ["conv", "mbconv", "pointwise_pool", "linear"]
     assert isinstance(converted, nn.Module) and not converted.training
     assert_no_worse(converted, model, images(8, 3, 33, 33))
 
@@ -477,7 +491,7 @@ def test_state_dict(pair, tmp_path):
     model, converted = pair
     x = images(2, 3, 33, 33)
     state = converted.state_dict()
-    assert {"network.stem_0.weight", "network.stem_0.bias", "network.block_depthwise_0.weight", "network.fc.weight"} <= set(state)
+    assert {f"network.chain.{name}" for name in ("stem_0_weight", "stem_0_bias", "block_depthwise_0_weight", "fc_weight")} <= set(state)
     other = convert(trained(copy.deepcopy(model), images(4, 3, 33, 33, seed=9)), x)
     with torch.no_grad():
         assert not torch.allclose(other(x), converted(x))
@@ -511,15 +525,13 @@ def test_it_shares_no_memory(pair):
 
 
 def test_maps_are_channels_last(pair, device):
-    converted = copy.deepcopy(pair[1]).to(device)
-    maps = []
-    for layer in converted.network.modules():
-        layer.register_forward_hook(lambda layer, args, out: maps.append(out))
+    layer = copy.deepcopy(pair[1]).to(device).network.chain
     with torch.no_grad():
         for layout in (torch.contiguous_format, torch.channels_last):
-            converted(images(2, 3, 33, 33, device=device).to(memory_format=layout))
-    maps = [m for m in maps if m.dim() == 4]
-    assert len(maps) == 8 and all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+            x = images(2, 3, 33, 33, device=device).to(memory_format=layout)
+            _, (_, *maps) = evaluate(x, list(layer.parameters()), layer.program, Call.run)
+            maps = [m for m in maps if m.dim() == 4]
+            assert len(maps) == 2 and all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
 
 
 def test_maps_are_channels_last_without_a_stem():

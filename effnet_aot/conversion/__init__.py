@@ -4,17 +4,20 @@
     vocabulary  what one node means: a convolution, an activation, a global average, ... in any of ATen's spellings
     matching    chains of nodes -> layers: pad, convolution, batch norm, residual, activation, pool
     layers      the modules that the layers become
+    chains      layers in a row -> one call of the op `network`
     account     what became of every node: the report
 
 Nothing here knows a library or a model by name: only the graph is read.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from .account import account
+from .chains import chain, segments
 from .matching import Match, match
 from .report import ConversionError, Report
 from .trace import Trace, trace
@@ -26,7 +29,7 @@ aten = torch.ops.aten
 
 class Converted(nn.Module):
     """What convert() returns: `network`, a graph of this package's layers, each named after the module of its convolution
-    ("features.1.conv" becomes features_1_conv).
+    ("features.1.conv" becomes features_1_conv). Those in a row are one call, a Chain with their weights as parameters.
 
     Weights are frozen (requires_grad is False) and batch norm is part of them, so .train() changes nothing. Images have the
     height and width of the example; the batch is free.
@@ -88,8 +91,10 @@ def _convert(model, example_input):
 
 def build(traced: Trace, matches: list[Match], name: str) -> tuple[fx.GraphModule, list[fx.Node]]:
     """The network, and the nodes of the original graph that it kept as they are."""
-    last = {m.nodes[-1]: m for m in matches}
+    runs = segments(matches)
+    last = {segment.out: segment for segment in runs}
     absorbed = {node for m in matches for node in m.chain}
+    absorbed |= {node for segment in runs for m in segment.matches if m.x is not segment.x for node in m.padding}
     graph, root, new, origin = fx.Graph(), nn.Module(), {}, {}
 
     def lookup(node: fx.Node) -> fx.Node:
@@ -105,10 +110,16 @@ def build(traced: Trace, matches: list[Match], name: str) -> tuple[fx.GraphModul
             if matches and not all(m.op == "conv" for m in matches if m.x is node):
                 new[node] = graph.call_function(aten.contiguous.default, (new[node],), {"memory_format": torch.channels_last})
         elif node in last:
-            m = last[node]
-            setattr(root, m.name, m.layer)
-            out = graph.call_module(m.name, tuple(lookup(n) for n in (m.x, m.residual) if n is not None))
-            if m.op == "pointwise_pool" and node.meta["val"].dim() == 4:
+            segment = last[node]
+            if len(segment.matches) > 1:
+                name = unused("chain", {m.name for m in matches}, root)
+                setattr(root, name, chain(segment))
+                out = graph.call_module(name, (lookup(segment.x),))
+            else:
+                (m,) = segment.matches
+                setattr(root, m.name, m.layer)
+                out = graph.call_module(m.name, tuple(lookup(n) for n in (m.x, m.residual) if n is not None))
+            if segment.returns_pixels:
                 out = graph.call_function(aten.unsqueeze.default, (graph.call_function(aten.unsqueeze.default, (out, -1)), -1))
             new[node] = out
         elif node.op == "output":
@@ -123,6 +134,11 @@ def build(traced: Trace, matches: list[Match], name: str) -> tuple[fx.GraphModul
     graph.lint()
     network = fx.GraphModule(root, graph, class_name=name)
     return network, [origin[node] for node in graph.nodes if node in origin]
+
+
+def unused(stem: str, taken: set[str], root: nn.Module) -> str:
+    names = (stem if count == 1 else f"{stem}_{count}" for count in itertools.count(1))
+    return next(name for name in names if name not in taken and not hasattr(root, name))
 
 
 def own(t: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 """The layers of a converted network, one for each op with folded batch norm. Weights are frozen."""
 
+import re
+
 import torch
 from torch import Tensor, nn
+
+from ..ops import Program
 
 # The overloads themselves: Converted.forward has passed the autograd key already, for all of its layers.
 ops = torch.ops.effnet
@@ -13,6 +17,11 @@ class Layer(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.activation = activation
+
+    def fields(self) -> dict:
+        """The layer as a step of a program, but for where it reads."""
+        fields = {"weight": self.weight, "bias": self.bias, "activation": self.activation}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def extra_repr(self) -> str:
         parts = [*self.sizes(), self.activation if self.activation != "none" else "", "bias=False" if self.bias is None else ""]
@@ -30,12 +39,18 @@ class WindowLayer(Layer):
         self.stride = stride
         self.padding = padding
 
+    def fields(self):
+        return super().fields() | {"stride": self.stride, "padding": self.padding}
+
     def sizes(self):
         return [*super().sizes(), f"kernel={tuple(self.weight.shape[2:])}", f"stride={self.stride}", f"padding={self.padding}"]
 
 
 class Conv(WindowLayer):
     """The stem: whatever format the image comes in, the maps of the network are channels_last."""
+
+    def fields(self):
+        return super().fields() | {"memory_format": torch.channels_last}
 
     def forward(self, x):
         return ops.conv.default(x, self.weight, self.bias, self.stride, self.padding, self.activation, torch.channels_last)
@@ -62,5 +77,24 @@ class PointwisePool(Layer):
 
 
 class Linear(Layer):
+    def fields(self):
+        return {name: value for name, value in super().fields().items() if name != "activation"}
+
     def forward(self, x):
         return ops.linear.default(x, self.weight, self.bias)
+
+
+class Chain(nn.Module):
+    """Several layers in one call: a program over parameters that are called after the layers, "features_0_0_weight"."""
+
+    def __init__(self, program: Program, weights: dict[str, Tensor]):
+        super().__init__()
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+        self.program = program.numbers
+
+    def extra_repr(self) -> str:
+        return re.sub(r"\bw(\d+)\b", lambda match: list(self._parameters)[int(match[1])], str(Program.parse(self.program, len(self._parameters))))
+
+    def forward(self, x):
+        return ops.network.default(x, list(self._parameters.values()), self.program)

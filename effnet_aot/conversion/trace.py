@@ -8,8 +8,14 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from ..ops.mbconv import decomposed as decomposed_mbconv
+from ..ops.network import decomposed as decomposed_network
 from . import vocabulary
 from .report import ConversionError
+
+
+# This package's ops that are several layers, as those.
+WHOLE = {torch.ops.effnet.network.default: decomposed_network, torch.ops.effnet.mbconv.default: decomposed_mbconv}
 
 
 @dataclass
@@ -33,6 +39,9 @@ def trace(model: nn.Module, example_input: Tensor) -> Trace:
         raise ConversionError(f"{type(model).__name__} is in training mode: only what it does in eval mode can be converted, call model.eval() first")
     batch = max(2, example_input.shape[0])  # torch.export takes sizes 0 and 1 as fixed
     program = export(model, example_input.new_zeros(batch, *example_input.shape[1:]))
+    whole = {op: function for op, function in WHOLE.items() if any(node.target is op for node in program.graph.nodes)}
+    if whole:
+        program = program.run_decompositions(whole)
     if writes_through_aliases(program.graph):
         program = program.run_decompositions({})  # pure functions; takes three times as long as the export
     check_function(program)

@@ -44,6 +44,17 @@ def taps_first(weight: Tensor) -> Tensor:
     return weight.reshape(channels, -1).t().contiguous().t().view(weight.shape)
 
 
+def decomposed(
+    x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual=None, stride=1, padding=1, activation="relu6"
+):
+    """The same by the ops of the three steps."""
+    ops = torch.ops.effnet
+    if expand_weight is not None:
+        x = ops.pointwise(x, expand_weight, expand_bias, None, activation)
+    x = ops.depthwise(x, depthwise_weight, depthwise_bias, stride, padding, activation)
+    return ops.pointwise(x, project_weight, project_bias, residual)
+
+
 def _fake(*args):
     project = check_mbconv(Mbconv("mbconv", *args))
     return empty_image(project, check_pointwise(project))

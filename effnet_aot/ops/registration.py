@@ -28,9 +28,10 @@ def register(name: str, *, fake: Callable, setup_context: Callable, backward: Ca
     names = [argument.name for argument in op._schema.arguments]
 
     def backward_in_order(ctx, grad):
-        wanted = {name for name, needed in zip(names, ctx.needs_input_grad) if (any(needed) if isinstance(needed, (list, tuple)) else needed)}
+        needs = dict(zip(names, ctx.needs_input_grad))
+        wanted = {name for name, needed in needs.items() if (any(needed) if isinstance(needed, list) else needed)}
         grads = backward(ctx, grad, wanted)
-        return tuple(grads.get(name) if name in wanted else None for name in names)
+        return tuple(grads.get(name) if name in wanted else [None] * len(needed) if isinstance(needed, list) else None for name, needed in needs.items())
 
     torch.library.register_fake(op, fake, lib=_fragment)
     torch.library.register_autograd(op, backward_in_order, setup_context=setup_context, lib=_fragment)
