@@ -14,7 +14,7 @@ from effnet_aot.ops.network import decomposed
 
 
 def launches():
-    return sum('"cuLaunchKernel"' in line for line in Path(os.environ["STUB_CUDA_LOG"]).read_text().splitlines())
+    return sum('"cuLaunchKernelEx"' in line for line in Path(os.environ["STUB_CUDA_LOG"]).read_text().splitlines())
 
 
 def main():

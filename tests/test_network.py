@@ -239,7 +239,7 @@ def test_launches(stub, torch_cuda):
     path = os.pathsep.join(filter(None, [str(Path(effnet_aot.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     done = subprocess.run([sys.executable, child, torch_cuda], env=stub.environment(log, PYTHONPATH=path), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    result, launches = json.loads(done.stdout), [r for r in stub.read(log) if r["call"] == "cuLaunchKernel"]
+    result, launches = json.loads(done.stdout), [r for r in stub.read(log) if r["call"] == "cuLaunchKernelEx"]
     first, second, steps = (launches[a:b] for a, b in result["launches"])
     addresses = ("x", "weight", "out", "residual", "p0")
 

@@ -40,6 +40,7 @@ int main_on(at::Device device) {
 
   const Tensor x = normal({2, 24, 15, 14}).contiguous(at::MemoryFormat::ChannelsLast);
   const Tensor expand = normal({96, 24, 1, 1}) / 5, depth = normal({24, 1, 3, 3}) / 3, image = normal({2, 3, 33, 32}), stem = normal({32, 3, 3, 3}) / 5;
+  const Tensor depth96 = normal({96, 1, 3, 3}) / 3, project = normal({24, 96, 1, 1}) / 10;
   const Tensor features = normal({10, 320}), matrix = normal({100, 320}) / 18, bias96 = normal({96}), bias24 = normal({24}), bias32 = normal({32}), bias100 = normal({100});
   const Tensor residual = normal({2, 96, 15, 14}).contiguous(at::MemoryFormat::ChannelsLast);
   const auto batch_norm = [&](int64_t n) { return std::array<Tensor, 4>{positive(n), normal({n}), normal({n}), positive(n)}; };
@@ -75,6 +76,13 @@ int main_on(at::Device device) {
       {"pointwise_pool", effnet::pointwise_pool(x, expand, bias96, "relu"),
        [&] { return Reference{.x = x, .weight = expand, .bias = bias96, .low = 0}().mean({2, 3}); }},
       {"linear", effnet::linear(features, matrix, bias100), linear},
+      {"mbconv", effnet::mbconv(x, expand, bias96, depth96, bias96, project, bias24, x), [&] {
+         Tensor y = Reference{.x = x, .weight = expand, .bias = bias96, .low = 0, .high = 6}();
+         y = Reference{.x = y, .weight = depth96, .groups = 96, .padding = same, .bias = bias96, .low = 0, .high = 6}();
+         return Reference{.x = y, .weight = project, .bias = bias24, .residual = x}();
+       }},
+      // One step: the pointwise convolution (1) of x (0) without residual (-1), with weights 0 and 1, relu6 (2).
+      {"network", effnet::network(x, {expand, bias96}, {1, 0, -1, 0, 1, 2}), Reference{.x = x, .weight = expand, .bias = bias96, .low = 0, .high = 6}},
   };
   bool good = true;
   for (const Check& check : checks) {
