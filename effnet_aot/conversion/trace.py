@@ -1,6 +1,8 @@
 """torch.export, and its graph made easy to read: pure functions of the image, with all that depends on parameters only
 already evaluated."""
 
+import contextlib
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -67,14 +69,28 @@ def trace(model: nn.Module, example_input: Tensor) -> Trace:
 
 
 def export(model, example_input):
+    program = exported(model, example_input)
+    limits = batch_limits(program)
+    if limits and example_input.device.type != "cpu":
+        # A library among which ATen chooses at each call may have limits, such as the 65,535 images of cuDNN's batch norm;
+        # they bound the choice, not the graph. The model's own are found on the CPU, too.
+        with contextlib.suppress(ConversionError):
+            limits = batch_limits(exported(copy.deepcopy(model).cpu(), example_input.cpu()))
+    if limits:
+        raise ConversionError(f"{type(model).__name__} computes something else for batches outside of {limits.lower} to {limits.upper}")
+    return program
+
+
+def exported(model, example_input):
     try:
-        program = torch.export.export(model, (example_input,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
+        return torch.export.export(model, (example_input,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
     except Exception as e:  # of many kinds, the model's own included
         raise ConversionError(f"torch.export cannot trace {type(model).__name__} with a dynamic batch: {e}") from e
-    for bounds in program.range_constraints.values():
-        if bounds.lower > 2 or bounds.upper < 2**31:
-            raise ConversionError(f"{type(model).__name__} computes something else for batches outside of {bounds.lower} to {bounds.upper}")
-    return program
+
+
+def batch_limits(program):
+    """The batches for which a graph was traced, where those are not all."""
+    return next((bounds for bounds in program.range_constraints.values() if bounds.lower > 2 or bounds.upper < 2**31), None)
 
 
 def check_function(program):
