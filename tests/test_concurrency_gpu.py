@@ -21,6 +21,7 @@ import effnet_aot
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("concurrency")]
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+in_children = pytest.mark.xdist_group  # a worker each: they take seconds, which other processes spend
 NAN = float("nan")
 
 
@@ -91,10 +92,12 @@ def test_streams_that_wait_for_each_other():
 # ---- the first call ----
 
 
+@in_children("capture")
 def test_capture_is_the_first_call():
     finish(start("capture"))
 
 
+@in_children("preload")
 def test_capture_after_preload():
     log = finish(start("capture_after_preload", EFFNET_AOT_LOG="1"))
     before, after = log.split("preloaded\n")
@@ -103,30 +106,35 @@ def test_capture_after_preload():
     assert choices(after) == []  # nothing was left to load
 
 
+@in_children("preload_during_capture")
 def test_preload_during_capture():
     finish(start("preload_during_capture"))
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [pytest.param(count, marks=in_children(f"{count}_threads")) for count in (2, 8)])
 def test_threads_make_the_first_call(count):
     finish(start("threads", count))
 
 
+@in_children("log")
 def test_log_explains_each_choice_once():
     from effnet_aot import _C
 
-    said = choices(finish(start("two_threads_twice", EFFNET_AOT_LOG="1")))
+    silent, talking = start("threads", 1, EFFNET_AOT_LOG="0"), start("two_threads_twice", EFFNET_AOT_LOG="1")
+    assert choices(finish(silent)) == []
+    said = choices(finish(talking))
     assert len(said) == len(set(said)) > 0
     assert {(op, variant) for op, variant, _ in said} <= {(kernel["op"], kernel["variant"]) for kernel in effnet_aot.kernels()}
     assert {op for op, _, _ in said} >= {"conv", "depthwise", "linear", "pointwise", "pointwise_pool"}
     assert {image for _, _, image in said} == {_C.images(0)["image"]}
-    assert choices(finish(start("threads", 1, EFFNET_AOT_LOG="0"))) == []
 
 
+@in_children("fork")
 def test_fork_after_use():
     finish(start("fork"))
 
 
+@in_children("two_processes")
 def test_two_processes_on_one_gpu(request, record_property):
     calls = max(500, request.config.getoption("--stress-calls"))
     record_property("calls_of_each_process", calls)

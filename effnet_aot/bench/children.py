@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,13 @@ def environment(**more):
 def last_line(path):
     lines = [line for line in Path(path).read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no output"
+
+
+def why_ended(code, log, seconds):
+    """For a process with an exit code that is not 0, which was killed after so many seconds."""
+    if code == -signal.SIGKILL:
+        return f"not done within {seconds:.0f} s"
+    return last_line(log) if code >= 0 else f"{signal.Signals(-code).name} after: {last_line(log)}"
 
 
 class InductorBuilds:
@@ -76,8 +84,7 @@ class InductorBuilds:
         process, name, _ = self._jobs[point]
         log = name.with_name(name.name + ".log")
         if process.returncode:
-            why = f"not built within {TIMEOUT} s" if process.returncode < 0 else last_line(log)
-            raise RuntimeError(f"AOTInductor: {why}")
+            raise RuntimeError(f"AOTInductor: {why_ended(process.returncode, log, TIMEOUT)}")
         return load_package(self.package(point)), float(last_line(log))
 
     def package(self, point):
@@ -161,7 +168,7 @@ def answer(process, log, seconds):
     if line:
         return json.loads(line)
     process.wait()
-    return {"error": f"not done within {seconds:.0f} s" if process.returncode < 0 else last_line(log)}
+    return {"error": why_ended(process.returncode, log, seconds)}
 
 
 def load_package(path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .children import InductorBuilds, environment, last_line
+from .children import InductorBuilds, environment, why_ended
 from .ways import WAYS
 
 NAMES = ["ours", "eager", "compile", "aoti", "single-file"]
@@ -62,5 +62,5 @@ def child(name, state, device, folder, *more):
             except subprocess.TimeoutExpired:
                 return {"error": f"no result within {TIMEOUT} s"}
         if done.returncode:
-            return {"error": last_line(folder / "errors")}
+            return {"error": why_ended(done.returncode, folder / "errors", TIMEOUT)}
     return json.loads(done.stdout.splitlines()[-1])

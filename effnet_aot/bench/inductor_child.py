@@ -6,6 +6,7 @@ import time
 import torch
 
 from ..model import reference_network
+from .children import load_package
 
 
 def main(state, dtype, batch, size, device, package, tf32):
@@ -20,7 +21,10 @@ def main(state, dtype, batch, size, device, package, tf32):
     with torch.no_grad():
         program = torch.export.export(network, (x,))
         torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs={"freezing": True})
-    print(f"{time.perf_counter() - start:.1f}")
+    seconds = time.perf_counter() - start
+    print("loading the package", flush=True)
+    load_package(package)  # what crashes here does not take the benchmark along
+    print(f"{seconds:.1f}")
 
 
 if __name__ == "__main__":
