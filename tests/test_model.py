@@ -637,7 +637,7 @@ def test_inference_runs_this_packages_kernels_only(precision, memory_format):
     with torch.no_grad():
         model(x)
         names = cuda_kernels(lambda: model(x))
-        assert len(names) >= 20 and all(name.startswith("effnet_") for name in names), names
+        assert len(names) >= 10 and all(name.startswith("effnet_") for name in names), names
         assert not all(name.startswith("effnet_") for name in cuda_kernels(lambda: reference(x)))  # the profiler sees them
 
 
