@@ -1,6 +1,6 @@
 """Find the fastest variant for every shape: build the candidates anywhere, measure them on a GPU, ship what won.
 
-  python -m effnet_aot tune build --out bundle --archs 8.9 9.0 --shapes modelnew mobilenetv2_100
+  python -m effnet_aot tune build --out bundle --archs 9.0 --shapes modelnew mobilenetv2_100
   python -m effnet_aot tune measure --bundle bundle               # on the GPU; again with --image ptx for the 8.9 table
   pip install .                                                   # compiles the tables' variants and choices into the library
 
@@ -37,7 +37,7 @@ def add_arguments(parser):
     command = commands.add_parser("build", help="compile every candidate into a bundle")
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the bundle")
     command.add_argument("--ops", nargs="+", metavar="OP", help="whose candidates (default: of every op)")
-    command.add_argument("--archs", nargs="+", choices=SUPPORTED, default=["8.9", "9.0"], metavar="ARCH", help="default: 8.9 9.0; one PTX is always added")
+    command.add_argument("--archs", nargs="+", choices=SUPPORTED, default=["9.0"], metavar="ARCH", help="of the GPU that measures (default: 9.0); the PTX of 8.9 is always added")
     command.add_argument("--dtypes", nargs="+", choices=PRECISIONS, default=["float16", "float32"], help="default: float16 float32, which is TF32")
     command.add_argument("--shapes", nargs="+", default=[MODELNEW], metavar="NET", help="networks whose calls go along: modelnew, or models of timm or torchvision")
     command.add_argument("--size", type=positive, help="height and width of their images (default: the network's own)")
