@@ -85,7 +85,8 @@ def variants():
 def candidates():
     for precision in PRECISIONS:
         for m, n, k in TRIED["fp16" if precision == "bf16" else precision]:
-            for warps, stages in SCHEDULES:
+            # Small tiles are for few pixels and many channels: only more loads in flight shorten their loop.
+            for warps, stages in (*SCHEDULES, *(((4, 4), (4, 5)) if m * n <= 2048 else ())):
                 yield variant(precision, "nhwc", "aligned" if precision == "fp32" else "folded", m, n, k, warps, stages, f"w{warps}s{stages}_")
 
 
