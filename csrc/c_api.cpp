@@ -8,6 +8,8 @@
 #include <limits>
 #include <new>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "effnet_aot/introspection.h"
 #include "kernels.h"
@@ -120,6 +122,12 @@ struct Checker {
   Precision precision(int32_t value) const { return Precision(number("precision", value, EFFNET_FP16, EFFNET_FP32)); }
   bool channels_last(int32_t layout) const { return number("layout", layout, EFFNET_NCHW, EFFNET_NHWC) == EFFNET_NHWC; }
 
+  // The activation's bounds.
+  std::pair<float, float> clamp(const char* name, int32_t activation) const {
+    number(name, activation, EFFNET_LINEAR, EFFNET_RELU6);
+    return {activation == EFFNET_LINEAR ? -INFINITY : 0.f, activation == EFFNET_RELU6 ? 6.f : INFINITY};
+  }
+
   Tail tail(const effnet_epilogue* given, Precision precision) const;
 };
 
@@ -144,9 +152,7 @@ Tail Checker::tail(const effnet_epilogue* given, Precision precision) const {
   } else if (e.bias) {
     address("epilogue->bias", tail.vectors[0] = e.bias, bytes);
   }
-  const int64_t activation = number("epilogue->activation", e.activation, EFFNET_LINEAR, EFFNET_RELU6);
-  if (activation != EFFNET_LINEAR) tail.low = 0;
-  if (activation == EFFNET_RELU6) tail.high = 6;
+  std::tie(tail.low, tail.high) = clamp("epilogue->activation", e.activation);
   return tail;
 }
 
@@ -182,6 +188,52 @@ PointwiseProblem pointwise_problem(const char* op, const Checker& check, const e
   check.addresses(p.x, p.weight, p.out, element_size(precision));
   if (p.residual) check.address("residual", problem.tail.residual = p.residual, element_size(precision));
   return problem;
+}
+
+// A whole block. Its workspace is for the caller to look at.
+MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p) {
+  const Precision precision = check.precision(p.precision);
+  const bool channels_last = check.channels_last(p.layout);
+  check.number("batch", p.batch, 0);
+  check.number("in_channels", p.in_channels, 1);
+  check.number("hidden", p.hidden, 1);
+  check.number("out_channels", p.out_channels, 1);
+  if (p.kernel != 3 && p.kernel != 5) check.fail("kernel must be 3 or 5", std::to_string(p.kernel));
+  const int64_t out_height = out_size(check, {"height", "top", "bottom", "stride_y", p.height, p.top, p.bottom, p.kernel, p.stride_y}, 2);
+  const int64_t out_width = out_size(check, {"width", "left", "right", "stride_x", p.width, p.left, p.right, p.kernel, p.stride_x}, 2);
+  if (!p.expand_weight && p.expand_bias) check.fail("expand_bias must be null where expand_weight is", "an address");
+  if (!p.expand_weight && p.hidden != p.in_channels)
+    check.fail("hidden must be in_channels, " + std::to_string(p.in_channels) + ", where expand_weight is null", std::to_string(p.hidden));
+  check.indexable("x", {p.batch, p.in_channels, p.height, p.width});
+  check.indexable("expanded x", {p.batch, p.hidden, p.height, p.width});
+  check.indexable("filtered x", {p.batch, p.hidden, out_height, out_width});
+  check.indexable("expand_weight", {p.hidden, p.in_channels});
+  check.indexable("depthwise_weight", {p.hidden, p.kernel, p.kernel});
+  check.indexable("project_weight", {p.out_channels, p.hidden});
+  check.indexable("out", {p.batch, p.out_channels, out_height, out_width});
+
+  const size_t element = element_size(precision);
+  const bool fp32_biases = check.number("biases_are_fp32", p.biases_are_fp32, 0, 1) == 1;
+  const size_t bias_element = fp32_biases ? 4 : element;
+  const bool taps_first = check.number("depthwise_taps_first", p.depthwise_taps_first, 0, 1) == 1;
+  const auto [low, high] = check.clamp("activation", p.activation);
+  if (p.batch > 0) {
+    check.address("x", p.x, element);
+    check.address("depthwise_weight", p.depthwise_weight, element);
+    check.address("project_weight", p.project_weight, element);
+    check.address("out", p.out, element);
+    if (p.expand_weight) check.address("expand_weight", p.expand_weight, element);
+    if (p.residual) check.address("residual", p.residual, element);
+    if (p.expand_bias) check.address("expand_bias", p.expand_bias, bias_element);
+    if (p.depthwise_bias) check.address("depthwise_bias", p.depthwise_bias, bias_element);
+    if (p.project_bias) check.address("project_bias", p.project_bias, bias_element);
+  }
+  return {.op = "mbconv", .precision = precision, .channels_last = channels_last, .x = p.x, .expand_weight = p.expand_weight, .expand_bias = p.expand_bias,
+          .depthwise_weight = p.depthwise_weight, .depthwise_bias = p.depthwise_bias, .project_weight = p.project_weight, .project_bias = p.project_bias,
+          .residual = p.residual, .out = p.out, .batch = p.batch, .in_channels = p.in_channels, .hidden = p.hidden, .out_channels = p.out_channels,
+          .height = p.height, .width = p.width, .out_height = out_height, .out_width = out_width, .kernel = p.kernel, .stride_y = p.stride_y,
+          .stride_x = p.stride_x, .left = p.left, .top = p.top, .low = low, .high = high, .vectors_are_fp32 = fp32_biases && element == 2,
+          .depthwise_taps_first = taps_first, .variant = p.variant};
 }
 
 }  // namespace
@@ -320,5 +372,29 @@ int effnet_launch_linear(const effnet_linear* given, int device, void* stream) {
     check.addresses(p.x, p.weight, p.out, element_size(precision));
     launch_linear({.op = "linear", .precision = precision, .x = p.x, .weight = p.weight, .out = p.out, .rows = p.rows, .in_features = p.in_features,
                    .out_features = p.out_features, .tail = tail, .variant = p.variant}, {device, stream});
+  });
+}
+
+int effnet_mbconv_workspace(const effnet_mbconv* given, int device, size_t* bytes) {
+  return guarded([&] {
+    const Checker check{"effnet_mbconv_workspace"};
+    if (!bytes) check.fail("bytes must not be null", "null");
+    const auto problem = mbconv_problem(check, check.read("effnet_mbconv", given, sizeof(effnet_mbconv)));
+    *bytes = problem.batch == 0 ? 0 : mbconv_workspace(problem, device);
+  });
+}
+
+int effnet_launch_mbconv(const effnet_mbconv* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_mbconv"};
+    const auto p = check.read("effnet_mbconv", given, sizeof(effnet_mbconv));
+    const auto problem = mbconv_problem(check, p);
+    if (problem.batch == 0) return;
+    if (p.workspace) {
+      check.address("workspace", p.workspace, element_size(problem.precision));
+    } else if (const int64_t bytes = mbconv_workspace(problem, device)) {
+      check.fail("workspace must have " + std::to_string(bytes) + " bytes, see effnet_mbconv_workspace()", "null");
+    }
+    launch_mbconv(problem, p.workspace, {device, stream});
   });
 }

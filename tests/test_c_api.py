@@ -12,7 +12,7 @@ import pytest
 import stub_cuda
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
-from test_launcher import BIAS, MEAN, OUT, PROBLEMS, RESIDUAL, SCALE, VAR, X, launch
+from test_launcher import BIAS, EXPAND_BIAS, MEAN, OUT, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, launch
 
 import effnet_aot
 
@@ -57,7 +57,7 @@ C_LIBRARY = Path(stub_cuda._library.PATH).with_name("libeffnet_aot_c.so")
 def test_library_exports_what_the_header_declares(library):
     declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    assert len(declared) == 10
+    assert len(declared) == 12
     assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
 
 
@@ -118,6 +118,24 @@ REFUSED = [
     ("linear", {"in_features": 0}, "in_features must be from 1 to 2147483647, got 0"),
     ("linear", {"out_features": 0}, "out_features must be from 1 to 2147483647, got 0"),
     ("linear", {"rows": 2**25}, "x must have at most 2147483647 elements, got 2147483648"),
+    ("mbconv", {"precision": 7}, "precision must be from 0 to 3, got 7"),
+    ("mbconv", {"hidden": 0}, "hidden must be from 1 to 2147483647, got 0"),
+    ("mbconv", {"kernel": 7}, "kernel must be 3 or 5, got 7"),
+    ("mbconv", {"stride_y": 3}, "stride_y must be from 1 to 2, got 3"),
+    ("mbconv", {"height": 1, "top": 0, "bottom": 1}, "padded height must be from 3 to 2147483647, got 2"),
+    ("mbconv", {"expand_weight": None}, "expand_bias must be null where expand_weight is, got an address"),
+    ("mbconv", {"expand_weight": None, "expand_bias": None}, "hidden must be in_channels, 16, where expand_weight is null, got 96"),
+    ("mbconv", {"batch": 2**19}, "expanded x must have at most 2147483647 elements, got 3170893824"),
+    ("mbconv", {"bottom": 2**22}, "filtered x must have at most 2147483647 elements, got 5637155328"),
+    ("mbconv", {"biases_are_fp32": 2}, "biases_are_fp32 must be from 0 to 1, got 2"),
+    ("mbconv", {"depthwise_taps_first": -1}, "depthwise_taps_first must be from 0 to 1, got -1"),
+    ("mbconv", {"activation": 3}, "activation must be from 0 to 2, got 3"),
+    ("mbconv", {"x": None}, "x must not be null, got null"),
+    ("mbconv", {"depthwise_weight": None}, "depthwise_weight must not be null, got null"),
+    ("mbconv", {"project_weight": PROJECT + 1}, "project_weight must be aligned to its elements of 2 bytes, got an address that is not"),
+    ("mbconv", {"expand_bias": EXPAND_BIAS + 2}, "expand_bias must be aligned to its elements of 4 bytes, got an address that is not"),
+    ("mbconv", {"residual": RESIDUAL + 1}, "residual must be aligned to its elements of 2 bytes, got an address that is not"),
+    ("mbconv", {"workspace": WORKSPACE + 1}, "workspace must be aligned to its elements of 2 bytes, got an address that is not"),
     ("linear", {"x": X + 1}, "x must be aligned to its elements of 2 bytes, got an address that is not"),
 ]  # fmt: skip
 
@@ -129,6 +147,21 @@ def test_bad_arguments(stub):
     assert run.records == []  # not even the driver was opened
 
 
+def test_workspace(stub):
+    """Only where it is needed; and it is needed where mbconv_workspace says so."""
+    steps = PROBLEMS["mbconv"] | {"workspace": None, "kernel": 5}
+    run = stub.run(
+        launch("mbconv", workspace=None), ["launch", "mbconv", steps], ["mbconv_workspace", steps],
+        ["mbconv_workspace", PROBLEMS["mbconv"], 0, True], ["mbconv_workspace", None], ["mbconv_workspace", steps | {"x": X + 1}],
+    )  # fmt: skip
+    assert [r["status"] for r in run.results] == [OK, INVALID_ARGUMENT, OK, *3 * [INVALID_ARGUMENT]]
+    assert run.results[1]["error"] == f"effnet_launch_mbconv: workspace must have {run.results[2]['value']} bytes, see effnet_mbconv_workspace(), got null"
+    assert run.results[3]["error"] == "effnet_mbconv_workspace: bytes must not be null, got null"
+    assert run.results[4]["error"] == "effnet_mbconv_workspace: effnet_mbconv must not be null, got null"
+    assert run.results[5]["error"] == "effnet_mbconv_workspace: x must be aligned to its elements of 2 bytes, got an address that is not"
+    assert len(run.launches) == 1
+
+
 def test_null_problems(stub):
     run = stub.run(*[["launch", op, None] for op in c_api.PROBLEMS])
     structs = [struct.__name__ for struct in c_api.PROBLEMS.values()]
@@ -136,8 +169,10 @@ def test_null_problems(stub):
 
 
 def test_nothing_to_do(stub):
-    empty = {"x": None, "out": None, "weight": None}
-    run = stub.run(*[launch(op, **empty, **({"rows": 0} if op == "linear" else {"batch": 0})) for op in PROBLEMS]).assert_ok()
+    addresses = ("x", "out", "weight", "depthwise_weight", "project_weight", "workspace")
+    calls = [launch(op, **{name: None for name in addresses if name in PROBLEMS[op]}, **({"rows": 0} if op == "linear" else {"batch": 0})) for op in PROBLEMS]
+    run = stub.run(*calls, ["mbconv_workspace", PROBLEMS["mbconv"] | {"batch": 0}]).assert_ok()
+    assert run.results[-1]["value"] == 0
     assert run.records == []
 
 

@@ -20,6 +20,7 @@ from stub_cuda.c_api import BF16, FP16, FP32, NCHW, NHWC, RELU, RELU6, TF32
 pytestmark = pytest.mark.xdist_group("stub_cuda")  # one worker, so that the stub is built once
 
 X, WEIGHT, OUT, RESIDUAL, BIAS, SCALE, MEAN, VAR = (0x7F0000000000 + i * 0x1000000 for i in range(8))
+EXPAND, EXPAND_BIAS, DEPTHWISE, DEPTHWISE_BIAS, PROJECT, PROJECT_BIAS, WORKSPACE = (0x7F1000000000 + i * 0x1000000 for i in range(7))
 STREAM = 0x5EED
 
 PROBLEMS = {
@@ -30,6 +31,10 @@ PROBLEMS = {
     "conv": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, in_channels=3, height=9, width=7, out_channels=32,
                  kernel_y=3, kernel_x=3, stride_y=2, stride_x=2, left=1, right=1, top=1, bottom=1),
     "linear": dict(precision=FP16, x=X, weight=WEIGHT, out=OUT, rows=10, in_features=64, out_features=40),
+    "mbconv": dict(precision=FP16, layout=NHWC, x=X, expand_weight=EXPAND, expand_bias=EXPAND_BIAS, depthwise_weight=DEPTHWISE, depthwise_bias=DEPTHWISE_BIAS,
+                   project_weight=PROJECT, project_bias=PROJECT_BIAS, out=OUT, workspace=WORKSPACE, batch=2, in_channels=16, hidden=96, out_channels=16,
+                   height=9, width=7, kernel=3, stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1,
+                   biases_are_fp32=1, depthwise_taps_first=1, activation=RELU6),
 }  # fmt: skip
 
 
@@ -46,7 +51,7 @@ def few_images(tmp_path_factory):
     headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
     folder = tmp_path_factory.mktemp("few_images")
     csrc = stub_cuda.ROOT / "csrc"
-    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "tuning")
+    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "mbconv", "tuning")
     sources = [csrc / f"{stem}.cpp" for stem in stems] + [stub_cuda.HERE / "few_images.cpp"]
 
     def compile(source):
@@ -162,6 +167,117 @@ def test_variant_and_grid(chosen, index):
     assert made["stream"] == STREAM
 
 
+UNEXPANDED = dict(expand_weight=None, expand_bias=None, in_channels=32, hidden=32)
+LARGE = dict(batch=64, height=40, width=40)
+STRIDE = dict(stride_y=2, stride_x=2)
+# What differs from PROBLEMS["mbconv"], and the variants of the launches: the whole block, or its three (two) steps.
+STEPS = ["fp16_nhwc_folded", r"fp16_k3_(nhwc_aligned|s\d_rows)", "fp16_nhwc_folded"]
+BLOCKS = [
+    ({}, ["fp16_c16_s1_16x16x64"]),  # few pixels: the warps of a block share them
+    (LARGE, ["fp16_c16_s1_32x16x16"]),
+    ({**LARGE, "out_channels": 8}, ["fp16_c16_s1_32x16x16"]),
+    ({**LARGE, "out_channels": 24}, ["fp16_c16_s1_32x32x16"]),
+    ({**LARGE, **STRIDE, "out_channels": 24}, ["fp16_c16_s2_32x32x16"]),
+    ({**LARGE, "precision": BF16}, ["bf16_c16_s1_32x16x16"]),
+    ({**LARGE, "residual": RESIDUAL}, ["fp16_c16_s1_32x16x16"]),
+    ({**LARGE, "left": 0, "right": 3, "top": 2, "bottom": 0}, ["fp16_c16_s1_32x16x16"]),
+    ({"in_channels": 24, "hidden": 144, "out_channels": 24}, ["fp16_c24_s1_16x32x64"]),
+    ({**LARGE, **STRIDE, "in_channels": 24, "hidden": 144, "out_channels": 40}, ["fp16_c24_s2_32x40x16"]),
+    ({**LARGE, "in_channels": 32, "hidden": 192, "out_channels": 40}, ["fp16_c32_s1_32x48x16"]),
+    ({**LARGE, **STRIDE, "in_channels": 32, "hidden": 192, "out_channels": 64}, ["fp16_c32_s2_16x64x32"]),
+    ({**STRIDE, "in_channels": 40, "hidden": 240, "out_channels": 80}, ["fp16_c40_s2_16x80x64"]),
+    (UNEXPANDED, [r"fp16_unexpanded_c32_s1_16x16_rows\d+"]),
+    ({**UNEXPANDED, **LARGE, "out_channels": 24}, [r"fp16_unexpanded_c32_s1_16x32_rows\d+"]),
+    ({"out_channels": 40}, STEPS),  # more than any variant has
+    ({"hidden": 64}, STEPS),
+    ({"in_channels": 48, "hidden": 288}, STEPS),
+    ({"in_channels": 128, "hidden": 768}, STEPS),
+    ({"x": X + 8}, ["fp16_nhwc_generic", *STEPS[1:]]),
+    ({"out": OUT + 8}, [*STEPS[:2], "fp16_nhwc_generic"]),
+    ({"depthwise_weight": DEPTHWISE + 2}, STEPS),
+    ({"expand_bias": EXPAND_BIAS + 4}, STEPS),
+    ({"out_channels": 12}, [*STEPS[:2], "fp16_nhwc_generic"]),
+    ({"kernel": 5, "left": 2, "right": 2}, ["fp16_nhwc_folded", "fp16_k5_(nhwc_aligned|s1_rows)", "fp16_nhwc_folded"]),
+    ({"stride_x": 2}, STEPS),
+    ({"layout": NCHW}, ["fp16_nchw_generic", "fp16_k3_nchw_generic", "fp16_nchw_generic"]),
+    ({"precision": TF32}, ["tf32_nhwc_folded", "fp32_k3_(nhwc_aligned|s1_rows)", "tf32_nhwc_folded"]),
+    ({"precision": FP32}, ["fp32_nhwc_aligned", "fp32_k3_(nhwc_aligned|s1_rows)", "fp32_nhwc_aligned"]),
+    ({"activation": RELU}, STEPS),
+    ({"activation": c_api.LINEAR}, STEPS),
+    ({"biases_are_fp32": 0}, STEPS),
+    ({"depthwise_taps_first": 0}, STEPS),
+    *(({f"{step}_bias": None}, STEPS) for step in ("expand", "depthwise", "project")),
+    ({**UNEXPANDED, **STRIDE}, STEPS[1:]),
+    ({**UNEXPANDED, "in_channels": 16, "hidden": 16}, STEPS[1:]),
+]
+
+
+def test_blocks(stub):
+    """Which run in one kernel, on which grid, and what the workspace must hold."""
+    calls = [call for changes, _ in BLOCKS for call in (launch("mbconv", **changes), ["mbconv_workspace", PROBLEMS["mbconv"] | changes])]
+    run = stub.run(*calls).assert_ok()
+    launches = iter(run.launches)
+    for (changes, expected), workspace in zip(BLOCKS, run.results[1::2], strict=True):
+        p, made = PROBLEMS["mbconv"] | changes, [next(launches) for _ in expected]
+        variants = [m["image"]["variant"] for m in made]
+        for variant, pattern in zip(variants, expected):
+            assert re.fullmatch(pattern, variant if len(made) == 1 else variant.rpartition("_")[0]), (changes, variants)
+        out_height, out_width = ((p[size] + sum(p[side] for side in sides) - p["kernel"]) // p[stride] + 1 for size, sides, stride in
+                                 (("height", ("top", "bottom"), "stride_y"), ("width", ("left", "right"), "stride_x")))  # fmt: skip
+        if len(made) > 1:
+            image = p["batch"] * p["hidden"] * (2 if p["precision"] in (FP16, BF16) else 4)
+            expanded = ceil(image * p["height"] * p["width"] / 256) * 256 if p["expand_weight"] else 0
+            assert workspace["value"] == expanded + image * out_height * out_width
+            assert [m["image"]["op"] for m in made] == ["pointwise", "depthwise", "pointwise"][-len(made) :]
+            continue
+        assert workspace["value"] == 0 and made[0]["image"]["op"] == "mbconv"
+        rows = int(re.search(r"_(\d+)x", variants[0])[1])
+        if p["expand_weight"]:
+            blocks = ceil(p["batch"] * out_height * out_width / rows)
+        else:
+            blocks = ceil(p["batch"] * out_width / rows) * ceil(out_height / int(variants[0].partition("_rows")[2]))
+        assert made[0]["grid"] == [blocks, 1, 1] and made[0]["block"] == [made[0]["image"]["threads"], 1, 1]
+        assert made[0]["stream"] == STREAM
+    assert next(launches, None) is None
+
+
+def test_parameters_of_blocks(stub):
+    numbers = dict(batch=3, height=23, width=31, left=4, right=7, top=6, bottom=9, out_channels=8)
+    step = dict(p1=0, p2=0, p3=0, eps=0, trailing=[0, 0])
+    whole = dict(x=X, depthwise_weight=DEPTHWISE, depthwise_bias=DEPTHWISE_BIAS, project_weight=PROJECT, project_bias=PROJECT_BIAS, out=OUT,
+                 batch=3, height=23, width=31, out_height=36, out_width=40, out_channels=8, left=4, top=6, high=6, trailing=[0, 0])  # fmt: skip
+    filtered = WORKSPACE + ceil(3 * 96 * 23 * 31 * 2 / 256) * 256
+    depthwise = dict(weight=DEPTHWISE, p0=DEPTHWISE_BIAS, low=0, batch=3, height=23, width=31, out_height=36, out_width=40, stride_y=1, stride_x=1, left=4, top=6, flags=2 | 4)
+    run = stub.run(
+        launch("mbconv", **numbers, residual=RESIDUAL), launch("mbconv", **numbers | UNEXPANDED),
+        launch("mbconv", **numbers, residual=RESIDUAL, activation=RELU),
+        launch("mbconv", **numbers | UNEXPANDED, depthwise_taps_first=0, biases_are_fp32=0, project_bias=None),
+    ).assert_ok()  # fmt: skip
+    assert [made["parameters"] for made in run.launches] == [
+        whole | dict(expand_weight=EXPAND, expand_bias=EXPAND_BIAS, residual=RESIDUAL, flags=8),
+        whole | dict(expand_weight=0, expand_bias=0, residual=0, flags=0),
+        step | dict(x=X, weight=EXPAND, p0=EXPAND_BIAS, residual=0, out=WORKSPACE, pixels=3 * 23 * 31, in_channels=16, out_channels=96, low=0, high=inf, flags=2 | 4),
+        step | depthwise | dict(x=WORKSPACE, out=filtered, channels=96, high=inf, weight_channel=1, weight_tap=96),
+        step | dict(x=filtered, weight=PROJECT, p0=PROJECT_BIAS, residual=RESIDUAL, out=OUT, pixels=3 * 36 * 40, in_channels=96, out_channels=8,
+                    low=-inf, high=inf, flags=2 | 4 | 8),
+        step | depthwise | dict(x=X, out=WORKSPACE, channels=32, high=6, weight_channel=9, weight_tap=1, flags=2),
+        step | dict(x=WORKSPACE, weight=PROJECT, p0=0, residual=0, out=OUT, pixels=3 * 36 * 40, in_channels=32, out_channels=8, low=-inf, high=inf, flags=0),
+    ]  # fmt: skip
+
+
+def test_a_block_whose_variant_does_not_fit(stub):
+    run = stub.run(
+        launch("mbconv", variant="fp16_c16_s1_16x16x64", out_channels=24), launch("mbconv", variant="fp16_c16_s2_16x16x64", out_channels=24),
+        launch("mbconv", variant="fp16_c16_s1_16x16x64", kernel=5),
+    )  # fmt: skip
+    assert [r["error"] for r in run.results] == [
+        "effnet::mbconv: variant fp16_c16_s1_16x16x64 does not have 24 output channels",
+        "effnet::mbconv: variant must be one that fits (fp16_c16_s1_32x16x16, fp16_c16_s1_16x16x64, fp16_c16_s1_32x32x16, fp16_c16_s1_16x32x64), got 'fp16_c16_s2_16x16x64'",
+        "effnet::mbconv: variant must be one that fits (), got 'fp16_c16_s1_16x16x64'",
+    ]
+    assert {r["status"] for r in run.results} == {c_api.INVALID_ARGUMENT} and run.launches == []
+
+
 @pytest.mark.parametrize("op, small, large", [
     ("pointwise", {"batch": 1, "height": 4, "width": 4}, {"batch": 64, "height": 112, "width": 112, "out_channels": 128}),
     ("linear", {"rows": 1}, {"rows": 8192, "out_features": 4096}),
@@ -170,6 +286,14 @@ def test_tile_grows_with_the_problem(stub, op, small, large):
     run = stub.run(launch(op, **small), launch(op, **large)).assert_ok()
     areas = [prod(map(int, made["image"]["variant"].split("_")[-1].split("x")[:2])) for made in run.launches]
     assert areas[0] < areas[1]
+
+
+def block_of(variant):
+    """A problem that a variant of mbconv was made for, by its name."""
+    if "_unexpanded_" in variant:
+        return UNEXPANDED
+    in_channels, stride = (int(re.search(rf"_{letter}(\d+)_", variant)[1]) for letter in "cs")
+    return dict(in_channels=in_channels, hidden=6 * in_channels, stride_y=stride, stride_x=stride)
 
 
 def test_named_variant(stub, few_images):
@@ -183,6 +307,8 @@ def test_named_variant(stub, few_images):
         if op == "depthwise":
             changes["kernel"] = 5 if "_k5_" in variant else 3
             changes["stride_y"] = changes["stride_x"] = 2 if "_s2_" in variant else 1
+        if op == "mbconv":
+            changes |= block_of(variant)
         calls.append(launch(op, **changes))
     run = stub.run(*calls).assert_ok()
     assert [(made["image"]["op"], made["image"]["variant"]) for made in run.launches] == sorted(images)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from exact import exact
+import torch.nn.functional as F
+from exact import exact, exact_mbconv
 from op_cases import lay_out
 from stub_cuda import c_api
 
@@ -41,9 +42,22 @@ class Variant:
         self.op, self.name, tokens = op, name, name.split("_")
         self.precision = tokens[0]
         self.layout = "nchw" if "nchw" in tokens else "nhwc"
-        self.aligned = "generic" not in tokens
-        numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ks" and token[1:].isdigit()}
-        self.kernel, self.stride = numbers.get("k"), numbers.get("s")
+        self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens, "unexpanded" not in tokens
+        numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ksc" and token[1:].isdigit()}
+        self.kernel, self.stride, self.in_channels = (numbers.get(letter) for letter in "ksc")
+        self.columns = next(int(token.split("x")[1]) for token in tokens if token[0].isdigit())  # of the tile
+
+    @property
+    def promised(self):
+        """What lies on 16-byte boundaries. Everything else never does here."""
+        return (PROMISED[self.op] if self.aligned else ()) + (("bias",) if self.op == "conv" and self.folded else ())
+
+    def tails(self):
+        if self.op == "mbconv":
+            return [Tail("bias", "relu6", wide=True, residual=self.stride == 1), Tail("bias", "relu6", wide=True)]
+        if self.folded and self.op == "conv":
+            return [Tail("bias", "relu6", wide=True), Tail("bias", "none", wide=True), Tail("nothing", "relu")]
+        return [tail for tail in TAILS if tail.kind != "batch norm" or not self.folded]
 
 
 class Problem(NamedTuple):
@@ -86,7 +100,7 @@ def conv(v, r, large):
     kernel = (v.kernel, v.kernel) if v.kernel else (r.randint(1, 7), r.randint(1, 5))
     height, top, bottom = image_and_padding(r, large, kernel[0])
     columns, left, right = image_and_padding(r, large, kernel[1])
-    in_channels, out_channels = r.randint(1, 9), width(r, False, v.aligned) + 32 * large
+    in_channels, out_channels = r.randint(1, 3 if v.folded else 9), width(r, False, v.aligned) + 32 * large
     x, stride = (r.randint(1, 3), in_channels, height, columns), (r.randint(1, 3), r.randint(1, 3))
     return Problem(x, (out_channels, in_channels, *kernel), stride, (left, right, top, bottom))
 
@@ -96,14 +110,33 @@ def linear(v, r, large):
     return Problem((r.randint(65, 150) if large else r.randint(1, 20), in_features), (width(r, large, v.aligned), in_features))
 
 
-PROBLEMS = {"pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear}
-# What an aligned variant was promised to lie on 16-byte boundaries. Everything else never does here.
+def block(v, r, large):
+    """Its weight is the projection's. The first has all channels that the variant can have; others fewer, or a single pixel."""
+    shape = (r.randint(1, 3), v.in_channels)
+    hidden, out_channels = v.in_channels * (6 if v.expands else 1), v.columns if large else r.randrange(8, v.columns + 1, 8)
+    kind = "large" if large else r.choice(["pixel", "one side", "any"])
+    if kind == "pixel":
+        sides = [(1, 1, 1), (1, 1, 1)]
+    elif kind == "one side":  # as TensorFlow pads for stride 2
+        sides = [(r.randint(2, 17), 0, 1), (r.randint(2, 17), 0, 1)]
+    else:
+        sides = [image_and_padding(r, large, 3), image_and_padding(r, large, 3)]
+    (height, top, bottom), (columns, left, right) = sides
+    if large:
+        height, columns = r.choice([(61, 33), (33, 61)])
+    return Problem((*shape, height, columns), (out_channels, hidden, 1, 1), (v.stride, v.stride), (left, right, top, bottom))
+
+
+PROBLEMS = {"pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": block}
+WEIGHTS = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias")  # of a block
+# What an aligned variant was promised to lie on 16-byte boundaries.
 PROMISED = {
     "pointwise": ("x", "weight", "residual", "out"),
     "pointwise_pool": ("x", "weight"),
     "depthwise": ("x", "out"),
     "conv": ("out",),
     "linear": ("x", "weight", "out"),
+    "mbconv": ("x", *WEIGHTS, "residual", "out"),
 }
 
 
@@ -131,7 +164,19 @@ def draw(v, problem, tail, r):
     def normal(*shape, dtype=dtype):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    tensors = {"x": normal(*problem.x), "weight": (normal(*problem.weight, dtype=torch.float64) / math.prod(problem.weight[1:]) ** 0.5).to(dtype)}
+    def scaled(*shape):
+        return (normal(*shape, dtype=torch.float64) / math.prod(shape[1:]) ** 0.5).to(dtype)
+
+    tensors = {"x": normal(*problem.x)}
+    if v.op == "mbconv":
+        (batch, in_channels, *_), (out_channels, hidden, *_) = problem.x, problem.weight
+        steps = {"expand": (hidden, in_channels, 1, 1), "depthwise": (hidden, 1, 3, 3), "project": problem.weight}
+        for step in steps if v.expands else ["depthwise", "project"]:
+            tensors |= {f"{step}_weight": scaled(*steps[step]), f"{step}_bias": normal(steps[step][0], dtype=torch.float32)}
+        if tail.residual:
+            tensors["residual"] = normal(batch, out_channels, *out_pixels(problem))
+        return tensors
+    tensors["weight"] = scaled(*problem.weight)
     out_channels, vector = problem.weight[0], torch.float32 if tail.wide else dtype
     if tail.kind == "batch norm":
         tensors["batch_norm"] = [normal(out_channels).abs() + 0.5, normal(out_channels), normal(out_channels) / 2, normal(out_channels).abs() + 0.25]
@@ -141,6 +186,11 @@ def draw(v, problem, tail, r):
     if tail.residual and v.op == "pointwise":
         tensors["residual"] = normal(problem.x[0], out_channels, *problem.x[2:])
     return tensors
+
+
+def out_pixels(problem, kernel=3):
+    (left, right, top, bottom), (height, columns) = problem.padding, problem.x[2:]
+    return [(size - kernel) // stride + 1 for size, stride in zip((height + top + bottom, columns + left + right), problem.stride)]
 
 
 # ---- launching ----
@@ -169,7 +219,9 @@ class Buffer:
 
 
 def in_memory(t, layout):
-    """t's numbers in the order in which they lie in memory."""
+    """t's numbers in the order in which they lie in memory; "taps": a depthwise weight tap by tap."""
+    if layout == "taps":
+        return t.permute(2, 3, 0, 1).reshape(-1)
     return (t.permute(0, 2, 3, 1) if t.dim() == 4 and layout == "nhwc" else t).reshape(-1)
 
 
@@ -186,9 +238,11 @@ def launch(library, v, problem, tail, tensors, out_shape, guard, r):
         options["x_strides"] = None if x_layout == v.layout else list(strides_in_memory(tensors["x"], x_layout))
         options["weight_strides"] = None if weight_layout == "nchw" else list(strides_in_memory(tensors["weight"], weight_layout))
     orders = {"x": x_layout, "weight": weight_layout if v.op == "conv" else "nchw", "residual": v.layout}
+    if v.op == "mbconv":
+        orders |= dict.fromkeys(WEIGHTS, v.layout) | {"depthwise_weight": "taps"}
 
     def buffer(name, t):
-        return Buffer(t, 0 if v.aligned and name in PROMISED[v.op] else 1, guard)
+        return Buffer(t, 0 if name in v.promised else 1, guard)
 
     inputs = {name: buffer(name, in_memory(tensors[name], order)) for name, order in orders.items() if name in tensors}
     inputs |= {name: buffer(name, t) for name, t in zip(("bn_weight", "bn_bias", "bn_mean", "bn_var"), tensors.get("batch_norm", []))}
@@ -200,16 +254,20 @@ def launch(library, v, problem, tail, tensors, out_shape, guard, r):
     epilogue = {name: address for name, address in addresses.items() if name == "bias" or name.startswith("bn_")}
     epilogue |= {"bn_eps": EPS, "vectors_are_fp32": int(tail.wide), "activation": ACTIVATIONS.index(tail.activation)}
     members = options | {name: addresses[name] for name in orders if name in addresses}
-    members |= {"precision": list(DTYPES).index(v.precision), "out": out.address, "epilogue": epilogue, "variant": v.name}
+    members |= {"precision": list(DTYPES).index(v.precision), "out": out.address, "variant": v.name}
+    if v.op == "mbconv":
+        members |= dict(activation=epilogue["activation"], biases_are_fp32=1, depthwise_taps_first=1, hidden=problem.weight[1])
+    else:
+        members["epilogue"] = epilogue
     if v.op == "linear":
         members |= dict(rows=problem.x[0], in_features=problem.x[1], out_features=problem.weight[0])
     else:
         batch, channels, height, columns = problem.x
         members |= dict(layout=["nchw", "nhwc"].index(v.layout), batch=batch, height=height, width=columns)
         members |= {"channels": channels} if v.op == "depthwise" else {"in_channels": channels, "out_channels": problem.weight[0]}
-    if v.op in ("depthwise", "conv"):
+    if v.op in ("depthwise", "conv", "mbconv"):
         members |= dict(zip(("stride_y", "stride_x"), problem.stride)) | dict(zip(("left", "right", "top", "bottom"), problem.padding))
-        members |= {"kernel": v.kernel} if v.op == "depthwise" else dict(zip(("kernel_y", "kernel_x"), problem.weight[2:]))
+        members |= {"kernel": v.kernel or 3} if v.op != "conv" else dict(zip(("kernel_y", "kernel_x"), problem.weight[2:]))
 
     result = library.launch(v.op, members)
     assert result["status"] == c_api.OK, result["error"]
@@ -240,17 +298,36 @@ def rms_bound(precision, terms):
     return 0.55 * torch.finfo(DTYPES[precision]).eps  # the result is rounded once, by at most half of eps; the sum is float32's
 
 
+def truth_of(v, problem, tail, tensors):
+    window = {"stride": problem.stride, "padding": problem.padding}
+    if v.op == "mbconv":
+        return exact_mbconv(tensors | window)
+    return exact(**tensors, eps=EPS, activation=tail.activation, pool=v.op == "pointwise_pool", depthwise=v.op == "depthwise", **window)
+
+
+def in_steps(problem, tensors):
+    """A block in float64, but with every map rounded to the type of the tensors, as three kernels write and read it."""
+
+    def step(name, x, groups=1, **options):
+        return F.conv2d(x.double(), tensors[f"{name}_weight"].double(), tensors[f"{name}_bias"].double(), groups=groups, **options)
+
+    x = tensors["x"]
+    if "expand_weight" in tensors:
+        x = F.relu6(step("expand", x)).to(x.dtype)
+    x = F.relu6(step("depthwise", F.pad(x, problem.padding), x.shape[1], stride=problem.stride)).to(x.dtype)
+    return (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(x.dtype)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("op, variant", EMBEDDED, ids=["-".join(name) for name in EMBEDDED])
 def test_variant(library, op, variant):
     v, r = Variant(op, variant), random.Random(f"{op}/{variant}")
-    squared_error = squared_truth = terms = 0
+    squared_error = squared_truth = squared_in_steps = terms = 0
     for large in (True, False, False, False):
         problem = PROBLEMS[op](v, r, large)
-        for tail in TAILS:
+        for tail in v.tails():
             tensors = draw(v, problem, tail, r)
-            window = {"stride": problem.stride, "padding": problem.padding, "depthwise": op == "depthwise"}
-            truth = exact(**tensors, eps=EPS, activation=tail.activation, pool=op == "pointwise_pool", **window)
+            truth = truth_of(v, problem, tail, tensors)
             for guard in (GUARD, 0):
                 out = launch(library, v, problem, tail, tensors, truth.value.shape, guard, r)
                 where = f"{problem}, {tail}, {'alone' if guard == 0 else 'between NaNs'}"
@@ -261,9 +338,32 @@ def test_variant(library, op, variant):
                 squared_error += difference.square().sum().item()
                 squared_truth += truth.value.square().sum().item()
                 terms = max(terms, truth.terms)
-    error = (squared_error / squared_truth) ** 0.5
-    assert error <= rms_bound(v.precision, terms)
+                if op == "mbconv":
+                    squared_in_steps += (in_steps(problem, tensors).double() - truth.value).square().sum().item()
+    if op == "mbconv":
+        assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the block is less accurate than its three steps"
+    else:
+        assert (squared_error / squared_truth) ** 0.5 <= rms_bound(v.precision, terms)
     launched.add((op, variant))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", [variant for op, variant in EMBEDDED if op == "mbconv"])
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 0, 1)])
+def test_nan_and_infinity_in_a_block(library, variant, padding):
+    """They come out where PyTorch lets them out. Without expansion an infinity acts as the largest finite number."""
+    v, r = Variant("mbconv", variant), random.Random(variant)
+    problem, tail = Problem((3, v.in_channels, 9, 7), (8, v.in_channels * (6 if v.expands else 1), 1, 1), (v.stride, v.stride), padding), v.tails()[0]
+    tensors, largest = draw(v, problem, tail, r), torch.finfo(DTYPES[v.precision]).max
+    for image, special in enumerate((math.nan, math.inf, -math.inf)):
+        for y, z in ((0, 0), (4, 3), (8, 6)):
+            tensors["x"][image, r.randrange(v.in_channels), y, z] = special
+    shown = tensors if v.expands else tensors | {"x": tensors["x"].clamp(-largest, largest)}
+    truth = truth_of(v, problem, tail, shown).value
+    out = launch(library, v, problem, tail, tensors, truth.shape, GUARD, r).double()
+    assert torch.equal(out.isnan(), truth.isnan()) and out.isnan()[0].any() and not out.isnan()[1:].any()
+    finite = ~truth.isnan()
+    assert (out - truth)[finite].abs().max() <= 16 * torch.finfo(DTYPES[v.precision]).eps * truth[finite].square().mean().sqrt()
 
 
 @pytest.mark.gpu

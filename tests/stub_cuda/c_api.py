@@ -38,8 +38,14 @@ Conv = struct(
 Linear = struct(
     "effnet_linear", (c_int32, "precision"), (c_void_p, "x weight out"), (c_int64, "rows in_features out_features"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant")
 )
-STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear]
-PROBLEMS = {"pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear}
+Mbconv = struct(
+    "effnet_mbconv", (c_int32, "precision layout"),
+    (c_void_p, "x expand_weight expand_bias depthwise_weight depthwise_bias project_weight project_bias residual out workspace"),
+    (c_int64, "batch in_channels hidden out_channels height width kernel stride_y stride_x left right top bottom"),
+    (c_int32, "biases_are_fp32 depthwise_taps_first activation"), (c_char_p, "variant"),
+)  # fmt: skip
+STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, Mbconv]
+PROBLEMS = {"pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "mbconv": Mbconv}
 
 
 class Library:
@@ -74,18 +80,27 @@ class Library:
     def launch(self, op, members, device=0, stream=0):
         """`members` of the struct, with the epilogue as a dict and strides as lists; None is a null problem. "beyond" are
         bytes that follow the struct, as of a newer version."""
-        if members is None:
-            problem = None
-        else:
-            beyond = bytes(members.pop("beyond", []))
-            members = {"struct_size": ctypes.sizeof(PROBLEMS[op]) + len(beyond), **members}
-            if members.get("epilogue") is not None:
-                members["epilogue"] = ctypes.pointer(Epilogue(**{"struct_size": ctypes.sizeof(Epilogue), **members["epilogue"]}))
-            for name in ("x_strides", "weight_strides"):
-                if members.get(name) is not None:
-                    members[name] = (c_int64 * 4)(*members[name])
-            if members.get("variant") is not None:
-                members["variant"] = members["variant"].encode()
-            given = PROBLEMS[op](**members)
-            problem = ctypes.create_string_buffer(bytes(given) + beyond)
-        return self._result(getattr(self._c, f"effnet_launch_{op}")(problem, c_int(device), c_void_p(stream)))
+        return self._result(getattr(self._c, f"effnet_launch_{op}")(problem(op, members), c_int(device), c_void_p(stream)))
+
+    def mbconv_workspace(self, members, device=0, null=False):
+        size = c_size_t(2**40)
+        status = self._c.effnet_mbconv_workspace(problem("mbconv", members), c_int(device), None if null else ctypes.byref(size))
+        return self._result(status, size.value)
+
+
+def problem(op, members):
+    if members is None:
+        return None
+    members = dict(members)
+    beyond = bytes(members.pop("beyond", []))
+    members = {"struct_size": ctypes.sizeof(PROBLEMS[op]) + len(beyond), **members}
+    if members.get("epilogue") is not None:
+        members["epilogue"] = ctypes.pointer(Epilogue(**{"struct_size": ctypes.sizeof(Epilogue), **members["epilogue"]}))
+    for name in ("x_strides", "weight_strides"):
+        if members.get(name) is not None:
+            members[name] = (c_int64 * 4)(*members[name])
+    if members.get("variant") is not None:
+        members["variant"] = members["variant"].encode()
+    buffer = ctypes.create_string_buffer(bytes(given := PROBLEMS[op](**members)) + beyond)
+    buffer.given = given  # keeps alive what it points to
+    return buffer

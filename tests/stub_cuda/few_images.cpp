@@ -19,8 +19,8 @@ static const Image kImages[] = {
 };
 
 // fp16, channels_last.
-static const Attribute kAligned[] = {{"precision", 0}, {"channels_last", 1}, {"aligned", 1}, {"block_m", 64}, {"block_n", 64}};
-static const Attribute kGeneric[] = {{"precision", 0}, {"channels_last", 1}, {"aligned", 0}, {"block_m", 64}, {"block_n", 64}};
+static const Attribute kAligned[] = {{"precision", 0}, {"channels_last", 1}, {"aligned", 1}, {"folded", 0}, {"block_m", 64}, {"block_n", 64}};
+static const Attribute kGeneric[] = {{"precision", 0}, {"channels_last", 1}, {"aligned", 0}, {"folded", 0}, {"block_m", 64}, {"block_n", 64}};
 
 static const Variant kVariants[] = {
     {"pointwise", "aligned", "effnet_pointwise", 15, kAligned, {kImages, 4}, 0},

@@ -7,8 +7,9 @@
  *                              .epilogue = &relu6};
  *     if (effnet_launch_pointwise(&conv, 0, stream) != EFFNET_OK) fprintf(stderr, "%s\n", effnet_last_error());
  *
- * Memory. Pointers named x, weight, out, residual, bias and bn_* are device addresses of the given device. Nothing is
- * allocated, copied or freed here: the caller owns all of it and keeps it alive until the stream has passed the launch.
+ * Memory. Pointers named x, out, residual, workspace, bn_*, or with weight or bias in their names, are device addresses
+ * of the given device. Nothing is allocated, copied or freed here: the caller owns all of it and keeps it alive until the
+ * stream has passed the launch.
  * out must not overlap an input, except that it may be the residual itself. Where every pointer is 16-byte aligned and
  * every channel count (for NCHW pointwise: in_channels and height * width) a multiple of 8, faster variants serve.
  * The structs themselves, and what they point to on the host, are read before the call returns.
@@ -174,6 +175,41 @@ typedef struct effnet_linear {
 } effnet_linear;
 
 EFFNET_API int effnet_launch_linear(const effnet_linear *problem, int device, void *stream);
+
+/* A whole MBConv block, batch norm folded: project(activation(depthwise(activation(expand(x))))) + residual.
+ * x (batch, in_channels, height, width), expand_weight (hidden, in_channels), depthwise_weight (hidden, kernel, kernel),
+ * project_weight (out_channels, hidden), out (batch, out_channels, out_height, out_width) with out_height as above.
+ *
+ * One kernel computes it for FP16 or BF16, EFFNET_NHWC, EFFNET_RELU6, kernel 3, stride_y = stride_x, all biases present and
+ * biases_are_fp32, depthwise_taps_first, the widths and strides of the variants named "mbconv", and every pointer 16-byte
+ * aligned. Where there is no expansion that kernel takes an infinite x for the largest finite number. Otherwise three
+ * kernels run, with their maps in the workspace. */
+typedef struct effnet_mbconv {
+  size_t struct_size; /* sizeof(effnet_mbconv) */
+  int32_t precision;
+  int32_t layout;
+  const void *x;
+  const void *expand_weight, *expand_bias; /* both null: no expansion, and hidden = in_channels */
+  const void *depthwise_weight, *depthwise_bias;
+  const void *project_weight, *project_bias; /* any bias may be null */
+  const void *residual; /* null or of out's shape, in `layout` */
+  void *out;
+  void *workspace; /* as many bytes as effnet_mbconv_workspace() says, in use until the stream has passed the launch */
+  int64_t batch, in_channels, hidden, out_channels, height, width;
+  int64_t kernel;             /* 3 or 5 */
+  int64_t stride_y, stride_x; /* 1 or 2 */
+  int64_t left, right, top, bottom;
+  int32_t biases_are_fp32;      /* 1: biases are float32; 0: they are stored as x is */
+  int32_t depthwise_taps_first; /* 1: depthwise_weight lies as (kernel, kernel, hidden) */
+  int32_t activation;
+  const char *variant; /* null: the library chooses, three kernels included; else the name of a variant of "mbconv" */
+} effnet_mbconv;
+
+/* How large the workspace of a problem must be, in bytes: 0 where one kernel does it all. Of the addresses only their
+ * alignment and which are null counts; the workspace itself is not looked at. */
+EFFNET_API int effnet_mbconv_workspace(const effnet_mbconv *problem, int device, size_t *bytes);
+
+EFFNET_API int effnet_launch_mbconv(const effnet_mbconv *problem, int device, void *stream);
 
 #ifdef __cplusplus
 }
