@@ -48,7 +48,6 @@ class Clock:
 
     def __init__(self):
         self._stream = torch.cuda.Stream()
-        self._pool = torch.cuda.graph_pool_handle()
 
     def synchronize(self):
         torch.cuda.synchronize()  # fails when a kernel read where it must not
@@ -59,7 +58,7 @@ class Clock:
             estimate = min(self._seconds(function) for _ in range(2))
             launches = MOST_LAUNCHES if estimate < HOST_SECONDS else int(min(max(GRAPH_SECONDS / estimate, 1), MOST_LAUNCHES))
             graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
+            graph.capture_begin(capture_error_mode="relaxed")
             try:
                 for _ in range(launches):
                     function()
