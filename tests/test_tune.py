@@ -287,7 +287,7 @@ def tuned_library(tmp_path_factory):
             images.append(Image(**{**numbers, "variant": variants[-1], "target": target, "data": data}))
     registry = write_registry(folder, variants, images, {"triton": "none", "ptxas": "none"}, {f"pointwise/{name}" for name in DEFAULTS}, TUNED)[0]
     headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
-    names = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "tuning")
+    names = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "mbconv", "tuning")
     library = folder / "libtuned.so"
     flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{headers}", f"-Wa,-I{folder}"]
     sources = [*(csrc / f"{name}.cpp" for name in names), registry]
