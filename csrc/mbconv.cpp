@@ -61,7 +61,9 @@ const TileTable& table() {
 // What the kernels were promised at compile time.
 bool fits_a_kernel(const MbconvProblem& p) {
   const bool biases = p.depthwise_bias && p.project_bias && (p.expand_bias || !p.expand_weight);
-  return p.channels_last && biases && p.vectors_are_fp32 && p.depthwise_taps_first && p.kernel == 3 && p.stride_y == p.stride_x && p.low == 0 && std::isfinite(p.high) &&
+  // Every window reaches into the image, so that any pixel of its border may stand for those outside.
+  const bool reaches = p.left <= 2 && p.top <= 2 && p.stride_y * (p.out_height - 1) - p.top < p.height && p.stride_x * (p.out_width - 1) - p.left < p.width;
+  return reaches && p.channels_last && biases && p.vectors_are_fp32 && p.depthwise_taps_first && p.kernel == 3 && p.stride_y == p.stride_x && p.low == 0 && std::isfinite(p.high) &&
          p.in_channels < kMaxInChannels && p.hidden == (p.expand_weight ? 6 * p.in_channels : p.in_channels) &&
          aligned({p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.project_weight, p.project_bias, p.residual, p.out}, {p.out_channels});
 }
@@ -81,10 +83,12 @@ const Tile* fused(const MbconvProblem& p, int device) {
     const int multiprocessors = device_info(device).multiprocessors;
     // With few pixels the warps of a block share them and split the hidden channels.
     const bool few = ceil_div(p.batch * p.out_height * p.out_width, 16) < 3 * multiprocessors;
-    const auto fit = [&](const Tile& tile) { return !p.expand_weight || ((*tile.variant)["chunk"] > 32) == few ? blocks(p, tile) : 0; };
-    // The narrowest projection; without expansion, rows walked against blocks that run at once, some twelve a multiprocessor.
-    const auto work = [&](const Tile& tile) { return p.expand_weight ? int64_t{2048} * tile.columns : int64_t{2048} * ((*tile.variant)["steps"] + 1) + tile.columns; };
-    return table().find(fitting, 12 * multiprocessors, fit, work);
+    if (p.expand_weight)  // the narrowest projection
+      return table().find(fitting, 1, [&](const Tile& tile) { return int64_t{blocks(p, tile) > 0}; },
+                          [&](const Tile& tile) { return int64_t{4096} * tile.columns + (few ? 1024 - (*tile.variant)["chunk"] : (*tile.variant)["chunk"]); });
+    // Rows walked against blocks that run at once, some twelve a multiprocessor.
+    return table().find(fitting, 12 * multiprocessors, [&](const Tile& tile) { return blocks(p, tile); },
+                        [&](const Tile& tile) { return int64_t{2048} * ((*tile.variant)["steps"] + 1) + tile.columns; });
   };
   return table().choose_or_none(fitting, device,
                                 {p.batch, {{"height", p.height}, {"width", p.width}, {"in_channels", p.in_channels}, {"hidden", p.hidden}, {"out_channels", p.out_channels},

@@ -77,7 +77,8 @@ def test_stock_network(where, name):
     model = network(name, device, dtype)
     converted = convert(model, images(1, 3, 96, 96, device=device, dtype=dtype))
     assert_converted(converted)
-    assert_no_worse(converted, model, images(4, 3, 96, 96, device=device, dtype=dtype))
+    # Two float32 errors of a network as deep as these differ by chance until many outputs are averaged.
+    assert_no_worse(converted, model, images(4 if device == "cpu" else 16, 3, 96, 96, device=device, dtype=dtype))
     with torch.no_grad():
         alone = converted(images(4, 3, 96, 96, device=device, dtype=dtype)[2:3])
         assert converted(images(0, 3, 96, 96, device=device, dtype=dtype)).shape == (0, *alone.shape[1:])

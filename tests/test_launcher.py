@@ -173,14 +173,14 @@ STRIDE = dict(stride_y=2, stride_x=2)
 # What differs from PROBLEMS["mbconv"], and the variants of the launches: the whole block, or its three (two) steps.
 STEPS = ["fp16_nhwc_folded", r"fp16_k3_(nhwc_aligned|s\d_rows)", "fp16_nhwc_folded"]
 BLOCKS = [
-    ({}, ["fp16_c16_s1_16x16x64"]),  # few pixels: the warps of a block share them
+    ({}, ["fp16_c16_s1_16x16x32"]),  # few pixels: the warps of a block share them
     (LARGE, ["fp16_c16_s1_32x16x16"]),
     ({**LARGE, "out_channels": 8}, ["fp16_c16_s1_32x16x16"]),
     ({**LARGE, "out_channels": 24}, ["fp16_c16_s1_32x32x16"]),
     ({**LARGE, **STRIDE, "out_channels": 24}, ["fp16_c16_s2_32x32x16"]),
     ({**LARGE, "precision": BF16}, ["bf16_c16_s1_32x16x16"]),
     ({**LARGE, "residual": RESIDUAL}, ["fp16_c16_s1_32x16x16"]),
-    ({**LARGE, "left": 0, "right": 3, "top": 2, "bottom": 0}, ["fp16_c16_s1_32x16x16"]),
+    ({**LARGE, "left": 0, "right": 2, "top": 2, "bottom": 0}, ["fp16_c16_s1_32x16x16"]),
     ({"in_channels": 24, "hidden": 144, "out_channels": 24}, ["fp16_c24_s1_16x32x64"]),
     ({**LARGE, **STRIDE, "in_channels": 24, "hidden": 144, "out_channels": 40}, ["fp16_c24_s2_32x40x16"]),
     ({**LARGE, "in_channels": 32, "hidden": 192, "out_channels": 40}, ["fp16_c32_s1_32x48x16"]),
@@ -199,6 +199,8 @@ BLOCKS = [
     ({"out_channels": 12}, [*STEPS[:2], "fp16_nhwc_generic"]),
     ({"kernel": 5, "left": 2, "right": 2}, ["fp16_nhwc_folded", "fp16_k5_(nhwc_aligned|s1_rows)", "fp16_nhwc_folded"]),
     ({"stride_x": 2}, STEPS),
+    ({"left": 3}, STEPS),  # a window with nothing of the image in it
+    ({"bottom": 3}, STEPS),
     ({"layout": NCHW}, ["fp16_nchw_generic", "fp16_k3_nchw_generic", "fp16_nchw_generic"]),
     ({"precision": TF32}, ["tf32_nhwc_folded", "fp32_k3_(nhwc_aligned|s1_rows)", "tf32_nhwc_folded"]),
     ({"precision": FP32}, ["fp32_nhwc_aligned", "fp32_k3_(nhwc_aligned|s1_rows)", "fp32_nhwc_aligned"]),
@@ -242,12 +244,12 @@ def test_blocks(stub):
 
 
 def test_parameters_of_blocks(stub):
-    numbers = dict(batch=3, height=23, width=31, left=4, right=7, top=6, bottom=9, out_channels=8)
+    numbers = dict(batch=3, height=23, width=31, left=1, right=2, top=2, bottom=0, out_channels=8)
     step = dict(p1=0, p2=0, p3=0, eps=0, trailing=[0, 0])
     whole = dict(x=X, depthwise_weight=DEPTHWISE, depthwise_bias=DEPTHWISE_BIAS, project_weight=PROJECT, project_bias=PROJECT_BIAS, out=OUT,
-                 batch=3, height=23, width=31, out_height=36, out_width=40, out_channels=8, left=4, top=6, high=6, trailing=[0, 0])  # fmt: skip
+                 batch=3, height=23, width=31, out_height=23, out_width=32, out_channels=8, left=1, top=2, high=6, trailing=[0, 0])  # fmt: skip
     filtered = WORKSPACE + ceil(3 * 96 * 23 * 31 * 2 / 256) * 256
-    depthwise = dict(weight=DEPTHWISE, p0=DEPTHWISE_BIAS, low=0, batch=3, height=23, width=31, out_height=36, out_width=40, stride_y=1, stride_x=1, left=4, top=6, flags=2 | 4)
+    depthwise = dict(weight=DEPTHWISE, p0=DEPTHWISE_BIAS, low=0, batch=3, height=23, width=31, out_height=23, out_width=32, stride_y=1, stride_x=1, left=1, top=2, flags=2 | 4)
     run = stub.run(
         launch("mbconv", **numbers, residual=RESIDUAL), launch("mbconv", **numbers | UNEXPANDED),
         launch("mbconv", **numbers, residual=RESIDUAL, activation=RELU),
@@ -258,22 +260,22 @@ def test_parameters_of_blocks(stub):
         whole | dict(expand_weight=0, expand_bias=0, residual=0, flags=0),
         step | dict(x=X, weight=EXPAND, p0=EXPAND_BIAS, residual=0, out=WORKSPACE, pixels=3 * 23 * 31, in_channels=16, out_channels=96, low=0, high=inf, flags=2 | 4),
         step | depthwise | dict(x=WORKSPACE, out=filtered, channels=96, high=inf, weight_channel=1, weight_tap=96),
-        step | dict(x=filtered, weight=PROJECT, p0=PROJECT_BIAS, residual=RESIDUAL, out=OUT, pixels=3 * 36 * 40, in_channels=96, out_channels=8,
+        step | dict(x=filtered, weight=PROJECT, p0=PROJECT_BIAS, residual=RESIDUAL, out=OUT, pixels=3 * 23 * 32, in_channels=96, out_channels=8,
                     low=-inf, high=inf, flags=2 | 4 | 8),
         step | depthwise | dict(x=X, out=WORKSPACE, channels=32, high=6, weight_channel=9, weight_tap=1, flags=2),
-        step | dict(x=WORKSPACE, weight=PROJECT, p0=0, residual=0, out=OUT, pixels=3 * 36 * 40, in_channels=32, out_channels=8, low=-inf, high=inf, flags=0),
+        step | dict(x=WORKSPACE, weight=PROJECT, p0=0, residual=0, out=OUT, pixels=3 * 23 * 32, in_channels=32, out_channels=8, low=-inf, high=inf, flags=0),
     ]  # fmt: skip
 
 
 def test_a_block_whose_variant_does_not_fit(stub):
     run = stub.run(
-        launch("mbconv", variant="fp16_c16_s1_16x16x64", out_channels=24), launch("mbconv", variant="fp16_c16_s2_16x16x64", out_channels=24),
-        launch("mbconv", variant="fp16_c16_s1_16x16x64", kernel=5),
+        launch("mbconv", variant="fp16_c16_s1_16x16x32", out_channels=24), launch("mbconv", variant="fp16_c16_s2_16x16x32", out_channels=24),
+        launch("mbconv", variant="fp16_c16_s1_16x16x32", kernel=5),
     )  # fmt: skip
     assert [r["error"] for r in run.results] == [
-        "effnet::mbconv: variant fp16_c16_s1_16x16x64 does not have 24 output channels",
-        "effnet::mbconv: variant must be one that fits (fp16_c16_s1_32x16x16, fp16_c16_s1_16x16x64, fp16_c16_s1_32x32x16, fp16_c16_s1_16x32x64), got 'fp16_c16_s2_16x16x64'",
-        "effnet::mbconv: variant must be one that fits (), got 'fp16_c16_s1_16x16x64'",
+        "effnet::mbconv: variant fp16_c16_s1_16x16x32 does not have 24 output channels",
+        "effnet::mbconv: variant must be one that fits (fp16_c16_s1_32x16x16, fp16_c16_s1_16x16x32, fp16_c16_s1_32x32x16, fp16_c16_s1_16x32x32), got 'fp16_c16_s2_16x16x32'",
+        "effnet::mbconv: variant must be one that fits (), got 'fp16_c16_s1_16x16x32'",
     ]
     assert {r["status"] for r in run.results} == {c_api.INVALID_ARGUMENT} and run.launches == []
 

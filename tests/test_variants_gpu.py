@@ -82,9 +82,10 @@ def pointwise(v, r, large):
     return Problem((batch, in_channels, height, columns), (width(r, large, v.aligned and rows and v.op == "pointwise"), in_channels, 1, 1))
 
 
-def image_and_padding(r, large, kernel):
-    """A height or width with the padding before and after it: at least the kernel's size together."""
-    size, before, after = r.randint(14, 42) if large else r.randint(1, 6), r.randint(0, kernel), r.randint(0, kernel)
+def image_and_padding(r, large, kernel, padding=None):
+    """A height or width with the padding before and after it, `padding` at most: at least the kernel's size together."""
+    most = kernel if padding is None else padding
+    size, before, after = r.randint(14, 42) if large else r.randint(1, 6), r.randint(0, most), r.randint(0, most)
     return max(size, kernel - before - after), before, after
 
 
@@ -119,8 +120,8 @@ def block(v, r, large):
         sides = [(1, 1, 1), (1, 1, 1)]
     elif kind == "one side":  # as TensorFlow pads for stride 2
         sides = [(r.randint(2, 17), 0, 1), (r.randint(2, 17), 0, 1)]
-    else:
-        sides = [image_and_padding(r, large, 3), image_and_padding(r, large, 3)]
+    else:  # every window of a fused block reaches into the image
+        sides = [image_and_padding(r, large, 3, 2), image_and_padding(r, large, 3, 2)]
     (height, top, bottom), (columns, left, right) = sides
     if large:
         height, columns = r.choice([(61, 33), (33, 61)])

@@ -104,12 +104,12 @@ def load_pixels(pixels, exists, FIRST: gl.constexpr, DEPTH: gl.constexpr, IN_CHA
 
 
 @gluon.jit
-def load_expansion(weight, bias, h, HIDDEN: gl.constexpr, FIRST: gl.constexpr, DEPTH: gl.constexpr, IN_CHANNELS: gl.constexpr, PADDED: gl.constexpr, layout: gl.constexpr):
+def load_expansion(weight, bias, h, FIRST: gl.constexpr, DEPTH: gl.constexpr, IN_CHANNELS: gl.constexpr, PADDED: gl.constexpr, layout: gl.constexpr):
     """The other operand: (DEPTH, chunk) of the expansion's weight; PADDED: the bias in two parts below it."""
     k = FIRST + gl.arange(0, DEPTH, layout=gl.SliceLayout(1, layout))
-    w = gl.load(weight + h[None, :] * IN_CHANNELS + k[:, None], mask=(k < IN_CHANNELS)[:, None] & (h < HIDDEN)[None, :], other=0.0)
+    w = gl.load(weight + h[None, :] * IN_CHANNELS + k[:, None], mask=(k < IN_CHANNELS)[:, None] & (h >= 0)[None, :], other=0.0)
     if PADDED and FIRST + DEPTH > IN_CHANNELS:
-        whole = gl.load(bias + h, mask=h < HIDDEN, other=0.0)
+        whole = gl.load(bias + h)
         coarse = whole.to(w.dtype)
         fine = (whole - coarse.to(gl.float32)).to(w.dtype)
         w = gl.where((k == IN_CHANNELS)[:, None], coarse[None, :], gl.where((k == IN_CHANNELS + 1)[:, None], fine[None, :], w))
@@ -117,10 +117,10 @@ def load_expansion(weight, bias, h, HIDDEN: gl.constexpr, FIRST: gl.constexpr, D
 
 
 @gluon.jit
-def project(filtered, weight, out, h, HIDDEN: gl.constexpr, out_channels, FIRST: gl.constexpr, COLUMNS: gl.constexpr, layout: gl.constexpr):
-    """out + filtered @ weight^T for output channels FIRST to FIRST + COLUMNS."""
+def project(filtered, weight, out, h, first, HIDDEN: gl.constexpr, out_channels, FIRST: gl.constexpr, COLUMNS: gl.constexpr, layout: gl.constexpr):
+    """out + filtered @ weight^T for output channels FIRST to FIRST + COLUMNS, and hidden channels from `first` on."""
     o = FIRST + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
-    w = gl.load(weight + o[None, :] * HIDDEN + h[:, None], mask=(o < out_channels)[None, :] & (h < HIDDEN)[:, None], other=0.0)
+    w = gl.load(weight + o[None, :] * HIDDEN + h[:, None], mask=(o < out_channels)[None, :] & (h >= first)[:, None], other=0.0)
     return mma_v2(filtered, w, out)
 
 
@@ -189,29 +189,32 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
     result = gl.zeros([ROWS, COLUMNS], gl.float32, layout=mma)
     if COLUMNS2 > 0:
         result2 = gl.zeros([ROWS, COLUMNS2], gl.float32, layout=mma)
-    for start in range(0, HIDDEN, CHUNK):
+    for begin in range(0, HIDDEN, CHUNK):
+        # The last chunk overlaps the one before where chunks do not divide the channels. It is projected from `begin` on.
+        start = begin
+        if HIDDEN % CHUNK != 0:
+            start = gl.multiple_of(gl.minimum(begin, HIDDEN - CHUNK), 16)
         h = start + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, right_operand))
-        w = load_expansion(expand_weight, expand_bias, h, HIDDEN, 0, DEPTH, IN_CHANNELS, PADDED, right_operand)
+        w = load_expansion(expand_weight, expand_bias, h, 0, DEPTH, IN_CHANNELS, PADDED, right_operand)
         if DEPTH2 > 0:
-            w2 = load_expansion(expand_weight, expand_bias, h, HIDDEN, DEPTH, DEPTH2, IN_CHANNELS, PADDED, right_operand)
+            w2 = load_expansion(expand_weight, expand_bias, h, DEPTH, DEPTH2, IN_CHANNELS, PADDED, right_operand)
         channel = start + columns
-        in_hidden = channel < HIDDEN
         if PADDED:
             bias = zero
         else:
-            bias = gl.load(expand_bias + channel, mask=in_hidden, other=0.0)[None, :] + zero
-        total = gl.load(depthwise_bias + channel, mask=in_hidden, other=0.0)[None, :] + zero
+            bias = gl.load(expand_bias + channel)[None, :] + zero
+        total = gl.load(depthwise_bias + channel)[None, :] + zero
         for t in gl.static_range(9):
             value = mma_v2(taps[t * PARTS], w, bias)
             if DEPTH2 > 0:
                 value = mma_v2(taps[t * PARTS + 1], w2, value)
-            tap = gl.load(depthwise_weight + t * HIDDEN + channel, mask=in_hidden, other=0.0)[None, :]
+            tap = gl.load(depthwise_weight + t * HIDDEN + channel)[None, :]
             total = add_tap(value, total, on_diagonal(tap, diagonal), highs[t])
         filtered = gl.convert_layout(activate(total, highest), left_operand)
         k = start + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, right_operand))
-        result = project(filtered, project_weight, result, k, HIDDEN, out_channels, 0, COLUMNS, right_operand)
+        result = project(filtered, project_weight, result, k, begin, HIDDEN, out_channels, 0, COLUMNS, right_operand)
         if COLUMNS2 > 0:
-            result2 = project(filtered, project_weight, result2, k, HIDDEN, out_channels, COLUMNS, COLUMNS2, right_operand)
+            result2 = project(filtered, project_weight, result2, k, begin, HIDDEN, out_channels, COLUMNS, COLUMNS2, right_operand)
     eights: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [WARPS_M * WARPS_N, 1], [1, 0])
     store_tile(result, project_bias, residual, out, first, pixels, out_channels, flags, 0, COLUMNS, eights)
     if COLUMNS2 > 0:
@@ -302,7 +305,10 @@ EXPANSION = 6
 DEPTHS = {16: (16, 0), 24: (32, 0), 32: (32, 0), 40: (32, 16)}
 # Warps along pixels and along hidden channels: the second where there are too few pixels for all multiprocessors.
 WARPS = [(2, 1), (1, 4)]
-WARPS_OF = {(32, 64, 0, 2): [(1, 2), (1, 4)]}  # the registers of the wide projection have to be shared
+WARPS_OF = {
+    **{block: [(2, 1), (1, 2)] for block in BLOCKS if block[0] == 16},  # their 96 hidden channels are no multiple of 64
+    (32, 64, 0, 2): [(1, 2), (1, 4)],  # the registers of the wide projection have to be shared
+}
 POINTERS = ("x", "expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias", "residual", "out")
 NUMBERS = ("batch", "height", "width", "out_height", "out_width", "out_channels", "left", "top")
 

@@ -40,6 +40,8 @@ def add_arguments(parser):
 
 def run(arguments):
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         arguments.parser.error("--device cuda: torch finds no usable GPU here")
     try:
