@@ -202,7 +202,6 @@ def main():
         "networks": rows,
     }
     where = results["environment"]
-    where["commit"] = where["commit"] or os.environ.get("GIT_COMMIT")  # the variable: for a copy without a repository
     title = f"{where['device']}, torch {where['torch']}, {arguments.dtype}, {arguments.size} x {arguments.size}, microseconds a call (on a GPU a CUDA graph's replay)"
     Console(width=max(120, Console().width)).print(table(rows, arguments.ways, title))
     for row in rows:

@@ -10,6 +10,7 @@ import sys
 import torch
 
 import effnet_aot
+from effnet_aot.bench import environment
 
 ops = effnet_aot.ops
 BLOCKS = [(120, 32, 16, 1, 1), (120, 16, 24, 2, 6), (60, 24, 40, 2, 6), (30, 40, 80, 2, 6), (15, 80, 112, 1, 6), (15, 112, 192, 2, 6), (8, 192, 320, 1, 6)]
@@ -77,7 +78,7 @@ def main():
 
     bandwidth = bytes_a_microsecond()
     put(f"{torch.cuda.get_device_name()}, driver {shell('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader')}, torch {torch.__version__}, "
-        f"triton {effnet_aot.build_info()['triton']}, commit {shell('git', 'rev-parse', '--short', 'HEAD')}, copy {bandwidth / 1e6:.2f} TB/s")
+        f"triton {effnet_aot.build_info()['triton']}, commit {environment.commit()}, copy {bandwidth / 1e6:.2f} TB/s")
     put("microseconds a call: measured (floor)")
     with torch.inference_mode():
         for dtype, name in ((torch.float16, "fp16"), (torch.float32, "fp32, TF32 convolutions")):

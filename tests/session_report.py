@@ -60,8 +60,9 @@ class SessionReport:
 def environment():
     gpus = range(torch.cuda.device_count())
     return {
-        "commit": git("rev-parse", "HEAD") or os.environ.get("GIT_COMMIT"),  # the variable: for a copy without a repository
-        "has_uncommitted_changes": None if git("rev-parse", "HEAD") is None else git("status", "--porcelain") != "",
+        # The variable is for a copy of the sources without their repository, or with an older state of it.
+        "commit": os.environ.get("GIT_COMMIT") or git("rev-parse", "HEAD"),
+        "has_uncommitted_changes": None if "GIT_COMMIT" in os.environ or git("rev-parse", "HEAD") is None else git("status", "--porcelain") != "",
         "gpus": [torch.cuda.get_device_name(i) for i in gpus],
         "serving_images": [attempt(lambda: serving_image(i)) for i in gpus],
         "EFFNET_AOT_IMAGE": os.environ.get("EFFNET_AOT_IMAGE"),

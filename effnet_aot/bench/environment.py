@@ -32,7 +32,10 @@ def describe(device):
 
 
 def commit():
-    """The source tree's commit, with "+changes" where it was changed, or None outside of a checkout."""
+    """The source tree's commit, with "+changes" where it was changed, or None outside of a checkout. $GIT_COMMIT names it where
+    a copy of the sources is without its repository, or with an older state of it."""
+    if named := os.environ.get("GIT_COMMIT"):
+        return named
     folder = Path(effnet_aot.__file__).parents[1]
     if not (folder / ".git").exists():
         return None
