@@ -95,6 +95,9 @@ void launch_depthwise(const DepthwiseProblem& problem, Place place);
 void launch_conv(const ConvProblem& problem, Place place);
 void launch_linear(const LinearProblem& problem, Place place);
 
+// Everything in a workspace begins at a multiple of 256 bytes.
+inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
 // How many bytes launch_mbconv wants to use between its kernels: 0 where one kernel does it all. Depends on no address but
 // on whether addresses are aligned.
 int64_t mbconv_workspace(const MbconvProblem& problem, int device);

@@ -10,9 +10,8 @@ namespace {
 // What the workspace holds, one after the other: the expanded map, if there is one, and the filtered one.
 struct Maps {
   explicit Maps(const MbconvProblem& p) {
-    constexpr int64_t kAlignment = 256;
     const int64_t image = p.batch * p.hidden * bytes_of_element(p.precision);
-    if (p.expand_weight) filtered = (image * p.height * p.width + kAlignment - 1) / kAlignment * kAlignment;
+    if (p.expand_weight) filtered = padded(image * p.height * p.width);
     bytes = filtered + image * p.out_height * p.out_width;
   }
   int64_t filtered = 0, bytes;  // where that one starts, and how much all take
@@ -101,7 +100,7 @@ void launch_fused(const MbconvProblem& p, const Tile& tile, Place place) {
   if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have " + std::to_string(p.out_channels) + " output channels");
   launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.project_weight, p.project_bias, p.residual, p.out,
          int32_t(p.batch), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(p.out_channels), int32_t(p.left), int32_t(p.top),
-         p.high, int32_t(p.residual ? 8 : 0));
+         p.high, flags({.residual = p.residual}));
 }
 
 }  // namespace

@@ -11,7 +11,6 @@
 namespace effnet {
 namespace {
 
-constexpr int64_t kAlignment = 256;  // bytes, of everything in the workspace
 constexpr size_t kPlans = 64;        // kept; a batch size more is a plan more
 
 // Everything of a tensor that a plan depends on.
@@ -49,8 +48,6 @@ int64_t lay_out(std::vector<Buffer> buffers) {
   }
   return total;
 }
-
-int64_t padded(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Whether the kernels can read everything where it lies.
 bool reads_in_place(const NetworkPlan& plan, const Tensor& x, const std::vector<Tensor>& weights) {

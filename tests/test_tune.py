@@ -35,7 +35,7 @@ SHAPE = (("channels_last", 1), ("pixels", 64), ("in_channels", 16), ("out_channe
 
 
 def line(variant="b", batch=10, capability=90, shape=SHAPE, us=8.0, default_us=10.0):
-    return Line(capability, "pointwise", "fp16", shape, batch, variant, us, "a", default_us)
+    return Line("pointwise", "fp16", shape, batch, capability, variant, us, "a", default_us)
 
 
 def measured(times, batch=10, wrong=(), default="a"):
@@ -245,7 +245,7 @@ def test_candidates_are_built(sources, tmp_path):
 
 def test_the_build_ships_what_the_tables_name(sources, tmp_path, capsys):
     def entry(variant, capability):
-        return Line(capability, "scale", "fp32", (("count", 7),), 1, variant, 1.0, "fp32_64", 2.0)
+        return Line("scale", "fp32", (("count", 7),), 1, capability, variant, 1.0, "fp32_64", 2.0)
 
     try:
         write_table(sources / "tuned" / "sm_89.json", Table(89, {}, [entry("fp32_w8_128", 89)]))

@@ -18,7 +18,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
+from ._epilogue import HAS_BIAS, PARAMETERS, activate, apply_affine, load_affine
 from ._launch import begin, begin_gluon
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
@@ -74,7 +74,6 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
 
 CLAMP = gl.constexpr("max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;")
 ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
-HAS_BIAS = gl.constexpr(2)
 
 
 @gluon.jit
@@ -174,7 +173,7 @@ def folded(precision, tiles, warps, schedule=""):
         name=like.name.replace("aligned", "folded"),
         kernel=effnet_conv_folded,
         parameters={**like.parameters, **{p: "*fp32" for p in ("p0", "p1", "p2", "p3")}},
-        constants={"TILES": tiles, "WARPS": warps, "BLOCK_N": 32, "DEPENDENT_LAUNCH": False},
+        constants={"TILES": tiles, "WARPS": warps, "BLOCK_N": 32},
         attributes={**like.attributes, "folded": 1},
         divisible={**like.divisible, "p0": 16},
     )
@@ -191,7 +190,7 @@ def variant(precision, kernel, layout, aligned, m, n, k, warps, schedule=""):
                                           "kernel_y", "kernel_x", "stride_y", "stride_x", "left", "top",
                                           "x_image", "x_channel", "x_row", "x_column",
                                           "weight_out", "weight_in", "weight_row", "weight_column")}, **PARAMETERS},
-        constants={"DEPENDENT_LAUNCH": False, "KERNEL": kernel, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
+        constants={"KERNEL": kernel, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
                    # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
                    "PRECISION": "tf32x3" if arithmetic == "tf32" and dtype == "fp32" else arithmetic},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,

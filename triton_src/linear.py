@@ -69,7 +69,7 @@ def variant(precision, aligned, m, n, k, warps, stages, schedule=""):
         kernel=effnet_linear,
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                     "rows": "i32", "out_features": "i32", "in_features": "i32", **PARAMETERS},
-        constants={"DEPENDENT_LAUNCH": False, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
         attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n},
         divisible={"x": 16, "weight": 16, "out": 16, "in_features": 8, "out_features": 8} if aligned else {},
         num_warps=warps,

@@ -16,10 +16,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
+from ._epilogue import HAS_RESIDUAL
 from ._launch import begin_gluon
 from ._variant import PRECISION_CODES, Variant
-
-HAS_RESIDUAL = gl.constexpr(8)
 
 # One 16x8 tile of pixels by channels, in the layout of the accumulators: $4..$7 hidden values before the activation,
 # $8..$11 the sum, $12 the tap's weights as a diagonal matrix, $14 and $15 the upper clamps of its two pixels a thread.
@@ -347,7 +346,7 @@ def expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_
         kernel=effnet_mbconv,
         parameters=parameters(precision),
         constants={"STRIDE": stride, "IN_CHANNELS": in_channels, "HIDDEN": EXPANSION * in_channels, "DEPTH": depth, "DEPTH2": depth2, "COLUMNS": columns, "COLUMNS2": columns2,
-                   "WARPS_M": warps_m, "WARPS_N": warps_n, "DEPENDENT_LAUNCH": False},
+                   "WARPS_M": warps_m, "WARPS_N": warps_n},
         attributes={"precision": PRECISION_CODES[precision], "expand": 1, "in_channels": in_channels, "stride": stride, "columns": columns + columns2,
                     "block_m": 16 * warps_m, "chunk": 16 * warps_n, "steps": 1},
         divisible=DIVISIBLE,
@@ -361,7 +360,7 @@ def without_expansion(precision, columns, steps, warps):
         name=f"{precision}_unexpanded_c32_s1_{16 * warps}x{columns}_rows{steps}",
         kernel=effnet_depthwise_project,
         parameters=parameters(precision),
-        constants={"CHANNELS": 32, "COLUMNS": columns, "STEPS": steps, "WARPS": warps, "DEPENDENT_LAUNCH": False},
+        constants={"CHANNELS": 32, "COLUMNS": columns, "STEPS": steps, "WARPS": warps},
         attributes={"precision": PRECISION_CODES[precision], "expand": 0, "in_channels": 32, "stride": 1, "columns": columns,
                     "block_m": 16 * warps, "chunk": 32, "steps": steps},
         divisible=DIVISIBLE,

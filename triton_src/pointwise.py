@@ -102,7 +102,7 @@ def variant(precision, layout, kind, m, n, k, warps, stages, schedule=""):
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "residual", "out")},
                     "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
         constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic,
-                   "FOLDED": kind == "folded", "DEPENDENT_LAUNCH": False},
+                   "FOLDED": kind == "folded"},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": kind != "generic", "folded": kind == "folded",
                     "block_m": m, "block_n": n},
         divisible=multiples if kind != "generic" else {},

@@ -77,7 +77,7 @@ def variant(precision, layout, aligned, m, n, k, warps, stages, schedule=""):
         kernel=effnet_pointwise_pool,
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                     "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
-        constants={"DEPENDENT_LAUNCH": False, "CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": aligned,
                     "block_m": m, "block_n": n},
         divisible={"x": 16, "weight": 16, "in_channels": 8} if aligned else {},

@@ -14,11 +14,6 @@ from .errors import BuildError
 PTX_VERSION_8X = 80
 
 
-def launches_dependent(variant, capability):
-    """Whether the kernel's image for this capability may be started before its predecessor has ended (see triton_src/_launch.py)."""
-    return capability >= 90 and "DEPENDENT_LAUNCH" in variant.constants
-
-
 def tool_versions():
     """Version of Triton and of the ptxas inside its wheel (the manifest records both, and the cache depends on both)."""
     import triton
@@ -54,7 +49,9 @@ def compile_variant(variant, capability, path):
         from triton.compiler import ASTSource
         from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-        constants = {**variant.constants, **({"DEPENDENT_LAUNCH": True} if launches_dependent(variant, capability) else {})}
+        constants = dict(variant.constants)
+        if "DEPENDENT_LAUNCH" in variant.kernel.arg_names:  # see triton_src/_launch.py
+            constants["DEPENDENT_LAUNCH"] = capability >= 90
         order = list(variant.parameters)
         source = (GluonASTSource if isinstance(variant.kernel, GluonJITFunction) else ASTSource)(
             fn=variant.kernel,

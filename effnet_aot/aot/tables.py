@@ -20,16 +20,13 @@ NONE = "none"  # as a variant: the op is faster without a kernel of its own, by 
 
 
 @dataclass(frozen=True)
-class Line:
-    capability: int  # 90 for 9.0
+class Problem:
+    """What a variant is chosen for."""
+
     op: str
     precision: str  # "fp16", "bf16", "tf32" or "fp32"
     shape: tuple[tuple[str, int], ...]
     batch: int
-    variant: str
-    us: float
-    default: str
-    default_us: float
 
     @property
     def key(self):
@@ -37,8 +34,17 @@ class Line:
 
     @property
     def group(self):
-        """The lines that differ in their batch alone."""
+        """The problems that differ in their batch alone."""
         return self.op, self.precision, self.shape
+
+
+@dataclass(frozen=True)
+class Line(Problem):
+    capability: int  # 90 for 9.0
+    variant: str
+    us: float
+    default: str
+    default_us: float
 
 
 @dataclass

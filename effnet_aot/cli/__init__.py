@@ -20,6 +20,16 @@ def main(argv=None):
     return arguments.run(arguments)
 
 
+def open_console():
+    """The console of a command. Tables keep their columns where the output goes to a file or a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)
+    return console
+
+
 def positive(text):
     """An argument that is an integer of at least 1."""
     value = int(text)

@@ -19,7 +19,7 @@ import effnet_aot
 
 from ..bench import projection
 from ..bench.ways import OURS, PEERS, QUICK
-from . import positive
+from . import open_console, positive
 
 
 def add_arguments(parser):
@@ -42,9 +42,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)
+    console = open_console()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         arguments.parser.error("--device cuda: torch finds no usable GPU here")
     if arguments.plot and not importlib.util.find_spec("matplotlib"):

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import effnet_aot
 
-from . import positive
+from . import open_console, positive
 from .classify import samples
 from .images import image_name, span
 
@@ -39,9 +38,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)
+    console = open_console()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         arguments.parser.error("--device cuda: torch finds no usable GPU here")
     try:

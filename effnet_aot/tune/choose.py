@@ -7,31 +7,19 @@ variants ship for the batches of one shape.
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from ..aot.tables import Line, Table
+from ..aot.tables import Line, Problem, Table
 
 GAIN = 0.02
 SHIPPED = 3
 
 
-@dataclass
-class Measured:
-    """One shape at one batch: the microseconds of every candidate that computed the right numbers."""
+@dataclass(frozen=True)
+class Measured(Problem):
+    """The microseconds of every candidate that computed the right numbers."""
 
-    op: str
-    precision: str
-    shape: tuple[tuple[str, int], ...]
-    batch: int
     default: str
     times: dict[str, float]
     wrong: dict[str, str] = field(default_factory=dict)  # variant: why
-
-    @property
-    def key(self):
-        return self.op, self.precision, self.shape, self.batch
-
-    @property
-    def group(self):
-        return self.op, self.precision, self.shape
 
 
 def update(table, measured, capability):
@@ -46,7 +34,7 @@ def update(table, measured, capability):
         measured_keys = {m.key for m in members}
         others = {line.variant for line in old.values() if line.group == group and line.key not in measured_keys}
         for m, variant in choose(members, {m.key: old[m.key].variant for m in members if m.key in old}, others):
-            lines[m.key] = Line(capability, *m.key, variant, m.times[variant], m.default, m.times.get(m.default, m.times[variant]))
+            lines[m.key] = Line(*m.key, capability, variant, m.times[variant], m.default, m.times.get(m.default, m.times[variant]))
     for m in measured:
         if not m.times or (m.key in lines and lines[m.key].variant in m.wrong):
             lines.pop(m.key, None)  # nothing was right, or what stood here is not any more
