@@ -239,7 +239,7 @@ def test_c_project_with_cmake(tmp_path, stub):
     for command in (configure, [cmake, "--build", tmp_path / "build"]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run([tmp_path / "build/app"], env=stub.environment(stub.new_log(), emulate="1"), capture_output=True, text=True)
+    done = subprocess.run([tmp_path / "build/app"], env=stub.executing(stub.new_log()), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -263,7 +263,7 @@ def test_example_needs_no_torch(stub, example):
 
 def test_example_against_the_stub(stub, example):
     log = stub.new_log()
-    done = subprocess.run([example], env=stub.environment(log, emulate="1"), capture_output=True, text=True)
+    done = subprocess.run([example], env=stub.executing(log), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "device 0 is served by " in done.stdout
     (made,) = [r for r in stub.read(log) if r["call"] == "cuLaunchKernelEx"]

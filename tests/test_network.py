@@ -236,8 +236,8 @@ def test_launches(stub, torch_cuda):
     """The kernels of the single ops with their numbers, on two allocations; maps lie apart for as long as they are read."""
     log = stub.new_log()
     child = Path(__file__).with_name("network_child.py")
-    path = os.pathsep.join(filter(None, [str(Path(effnet_aot.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, child, torch_cuda], env=stub.environment(log, PYTHONPATH=path), capture_output=True, text=True, timeout=300)
+    environment = stub.environment(log, PYTHONPATH=stub.python_path())
+    done = subprocess.run([sys.executable, child, torch_cuda], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result, launches = json.loads(done.stdout), [r for r in stub.read(log) if r["call"] == "cuLaunchKernelEx"]
     first, second, steps = (launches[a:b] for a, b in result["launches"])
@@ -264,3 +264,16 @@ def test_launches(stub, torch_cuda):
     assert first[-1]["parameters"]["out"] == out
     assert all(workspace <= r["parameters"]["out"] < workspace + size and (r["parameters"]["out"] - workspace) % 256 == 0 for r in first[:-1])
     assert {r["stream"] for r in first} == {0x5EED}
+
+
+@pytest.mark.xdist_group("stub_cuda")
+def test_numbers_on_a_device(stub, torch_cuda):
+    """The whole way without a GPU: ops, plans, workspace, launches, and the PTX that ships. TF32 rounds as float16 does."""
+    child = Path(__file__).with_name("network_numbers_child.py")
+    done = subprocess.run([sys.executable, child, torch_cuda], env=stub.executing(stub.new_log()), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout)
+    assert len(errors) == 2 * 4 * 2
+    for name, (ours, _) in errors.items():
+        eager = errors[name.replace("tf32", "fp16")][1]
+        assert ours <= 1.25 * eager, f"{name}: the error against float64 is {ours}, eager's is {eager}"

@@ -79,8 +79,8 @@ class StubDriver:
         sizes = {kernel: [4 if kind in ("i32", "fp32") else 8 for kind in kinds.values()] + [8, 8] for kernel, kinds in kernel_parameters().items()}
         self.parameters.write_text("".join(f"{kernel} {' '.join(map(str, s))}\n" for kernel, s in sizes.items()))
         flags = [f"-D{lacking}=not_{lacking}"] if lacking else []
-        compile = [CXX, "-std=c++17", "-Wall", "-fPIC", "-shared", "-pthread", "-Wl,-soname,libcuda.so.1", *flags]
-        subprocess.run([*compile, HERE / "libcuda.cpp", "-o", self.folder / "libcuda.so.1"], check=True)
+        compile = [CXX, "-std=c++20", "-O2", "-march=native", "-fPIC", "-shared", "-pthread", "-Wl,-soname,libcuda.so.1", *flags]
+        subprocess.run([*compile, HERE / "libcuda.cpp", HERE / "ptx.cpp", "-o", self.folder / "libcuda.so.1"], check=True)
         self.count = 0
 
     def environment(self, log, devices="8.9", **settings):
@@ -89,6 +89,15 @@ class StubDriver:
         own = {k if k.isupper() else f"STUB_CUDA_{k.upper()}": v for k, v in settings.items()}
         path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("LD_LIBRARY_PATH")]))
         return inherited | {"LD_LIBRARY_PATH": path, "STUB_CUDA_DEVICES": devices, "STUB_CUDA_LOG": str(log), "STUB_CUDA_PARAMETERS": str(self.parameters)} | own
+
+    def executing(self, log, **settings):
+        """The same, and what is launched is computed."""
+        return self.environment(log, EFFNET_AOT_IMAGE="ptx", OMP_NUM_THREADS="1", PYTHONPATH=self.python_path(), execute="1", **settings)
+
+    @staticmethod
+    def python_path():
+        """For child processes to find the package where it is not installed, and the tests."""
+        return os.pathsep.join(filter(None, [str(_library.PATH.parents[2]), str(HERE.parent), os.environ.get("PYTHONPATH")]))
 
     def read(self, log):
         records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []

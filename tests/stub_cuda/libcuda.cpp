@@ -1,12 +1,12 @@
 // A CUDA driver without a GPU: libcuda.so.1 for tests. It answers what the launcher asks, refuses what a driver would
-// refuse, and records calls as JSON lines. Device memory is host memory. One kernel can be computed (see emulate()).
+// refuse, and records calls as JSON lines. Device memory is host memory. Kernels can be computed, from their PTX (ptx.h).
 //
 //   STUB_CUDA_DEVICES      capabilities, "8.9,9.0" (default "8.9"); "" is a driver without a GPU
 //   STUB_CUDA_LOG          file to append the records to
 //   STUB_CUDA_PARAMETERS   file of lines "<kernel> <size of parameter> ...": how many bytes to record of each
 //   STUB_CUDA_FAIL         "cuLaunchKernelEx=700" fails each such call, "cuLaunchKernelEx#2=700" only the second
 //   STUB_CUDA_REJECT       "cubin" or "ptx": images that no GPU takes
-//   STUB_CUDA_EMULATE      "1": effnet_pointwise in float32, channels_last, is computed
+//   STUB_CUDA_EXECUTE      "1": launches compute, which images of PTX alone allow (EFFNET_AOT_IMAGE=ptx)
 //   STUB_CUDA_VERSION      what cuDriverGetVersion says (default 12080)
 // An older driver, one that lacks a symbol, is made with -D<symbol>=<another name>.
 #include <fcntl.h>
@@ -24,10 +24,12 @@
 #include <string>
 #include <vector>
 
+#include "ptx.h"
+
 namespace {
 
 enum { kSuccess = 0, kInvalidValue = 1, kNotInitialized = 3, kNoDevice = 100, kInvalidDevice = 101, kInvalidImage = 200, kInvalidContext = 201,
-       kNoBinaryForGpu = 209, kInvalidPtx = 218, kInvalidHandle = 400, kNotFound = 500 };
+       kNoBinaryForGpu = 209, kInvalidPtx = 218, kInvalidHandle = 400, kNotFound = 500, kLaunchFailed = 719 };
 
 struct Library { const char* image; };
 struct Kernel {
@@ -123,24 +125,16 @@ int begin(const std::string& call) {
 #define BEGIN \
   if (int result = begin(__func__)) return result
 
-// pointwise in float32 on channels_last memory, so that a program against this driver can check its result.
-// Parameters: see triton_src/pointwise.py.
-void emulate(const std::string& kernel, void** p) {
-  if (kernel != "effnet_pointwise" || setting("STUB_CUDA_EMULATE", "").empty()) return;
-  auto vector = [&](int i) { return *static_cast<const float**>(p[i]); };
-  auto integer = [&](int i) { return *static_cast<const int32_t*>(p[i]); };
-  auto number = [&](int i) { return *static_cast<const float*>(p[i]); };
-  const float *x = vector(0), *weight = vector(1), *bias = vector(2), *residual = vector(6);
-  float* out = *static_cast<float**>(p[7]);
-  const int pixels = integer(8), out_channels = integer(9), in_channels = integer(10), flags = integer(14);
-  const float low = number(12), high = number(13);
-  for (int i = 0; i < pixels; ++i)
-    for (int o = 0; o < out_channels; ++o) {
-      float y = flags & 2 ? bias[o] : 0.f;
-      for (int c = 0; c < in_channels; ++c) y += x[i * in_channels + c] * weight[o * in_channels + c];
-      if (flags & 8) y += residual[i * out_channels + o];
-      out[i * out_channels + o] = y < low ? low : y > high ? high : y;
-    }
+// Computes what was launched, where the test wants it: an image of PTX.
+int execute(const Kernel& kernel, ptx::Dim grid, ptx::Dim block, unsigned shared, void** parameters) {
+  if (setting("STUB_CUDA_EXECUTE", "").empty()) return kSuccess;
+  try {
+    ptx::launch(kernel.library->image, kernel.name, grid, block, shared, parameters);
+    return kSuccess;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s: %s\n", kernel.name.c_str(), error.what());
+    return kLaunchFailed;
+  }
 }
 
 }  // namespace
@@ -163,7 +157,7 @@ int cuDriverGetVersion(int* version) {
 int cuGetErrorName(int error, const char** name) {
   static const std::map<int, const char*> names = {{1, "CUDA_ERROR_INVALID_VALUE"}, {2, "CUDA_ERROR_OUT_OF_MEMORY"}, {3, "CUDA_ERROR_NOT_INITIALIZED"},
       {100, "CUDA_ERROR_NO_DEVICE"}, {200, "CUDA_ERROR_INVALID_IMAGE"}, {201, "CUDA_ERROR_INVALID_CONTEXT"}, {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
-      {218, "CUDA_ERROR_INVALID_PTX"}, {400, "CUDA_ERROR_INVALID_HANDLE"}, {500, "CUDA_ERROR_NOT_FOUND"}, {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}};
+      {218, "CUDA_ERROR_INVALID_PTX"}, {400, "CUDA_ERROR_INVALID_HANDLE"}, {500, "CUDA_ERROR_NOT_FOUND"}, {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {719, "CUDA_ERROR_LAUNCH_FAILED"}};
   const auto found = names.find(error);
   *name = found == names.end() ? nullptr : found->second;
   return found == names.end() ? kInvalidValue : kSuccess;
@@ -325,8 +319,7 @@ int cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** para
   if (current_device() != function->device) return kInvalidHandle;
   if (extra || !gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz > 1024) return kInvalidValue;
   if (int(shared) > kernel.shared_limit[function->device]) return kInvalidValue;
-  emulate(kernel.name, parameters);
-  return kSuccess;
+  return execute(kernel, {gx, gy, gz}, {bx, by, bz}, shared, parameters);
 }
 
 int cuMemAlloc_v2(unsigned long long* pointer, size_t size) {

@@ -34,6 +34,8 @@ at::Tensor to_device(const at::Tensor& t, int64_t device) {
   return on_device(t.data_ptr(), t.sizes(), t.strides(), t.scalar_type(), at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)), [t](void*) {});
 }
 
+at::Tensor to_host(const at::Tensor& t) { return at::for_blob(t.data_ptr(), t.sizes()).strides(t.strides()).deleter([t](void*) {}).options(at::dtype(t.scalar_type())).make_tensor(); }
+
 // What was allocated since the last call.
 std::vector<int64_t> take_allocations() {
   std::lock_guard lock(mutex);
@@ -54,5 +56,6 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) { m.impl("empty_strided", &empty_strided); }
 
 TORCH_LIBRARY(stub_cuda, m) {
   m.def("to_device(Tensor t, int device) -> Tensor", &to_device);
+  m.def("to_host(Tensor t) -> Tensor", &to_host);
   m.def("take_allocations() -> int[]", &take_allocations);
 }

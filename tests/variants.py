@@ -1,0 +1,360 @@
+"""Launches any variant in the library by name, on raw pointers, and compares with float64: on a GPU, or on a driver that
+executes PTX on the CPU.
+
+Every tensor lies between NaNs of one bit pattern: reading outside shows in the result, writing outside in the pattern. Data
+moves by copies between host and GPU only and the truth is computed on the host, so no kernel runs here but those under test.
+"""
+
+import math
+import random
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from exact import exact, exact_mbconv
+from op_cases import lay_out
+from stub_cuda import c_api
+
+import effnet_aot
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+ACTIVATIONS = ("none", "relu", "relu6")  # in the order of the C API's numbers
+POISON = 0x7FA5  # 16 bits that are a NaN in fp16 and bf16 and, twice, in fp32
+GUARD = 1024  # elements of it before and after a tensor
+EPS = 2.0**-10  # the same number in float32 and float64
+
+EMBEDDED = sorted({(kernel["op"], kernel["variant"]) for kernel in effnet_aot.kernels()})
+
+
+class Target(NamedTuple):
+    library: c_api.Library
+    device: str  # where its kernels find their memory: "cuda", or "cpu"
+
+
+# ---- problems that a variant takes ----
+
+
+class Variant:
+    """What a variant's name says of it: "fp16_k3_s1_rows_4x32x32"."""
+
+    def __init__(self, op, name):
+        self.op, self.name, tokens = op, name, name.split("_")
+        self.precision = tokens[0]
+        self.layout = "nchw" if "nchw" in tokens else "nhwc"
+        self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens, "unexpanded" not in tokens
+        numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ksc" and token[1:].isdigit()}
+        self.kernel, self.stride, self.in_channels = (numbers.get(letter) for letter in "ksc")
+        self.columns = next(int(token.split("x")[1]) for token in tokens if token[0].isdigit())  # of the tile
+
+    @property
+    def promised(self):
+        """What lies on 16-byte boundaries. Everything else never does here."""
+        return (PROMISED[self.op] if self.aligned else ()) + (("bias",) if self.op == "conv" and self.folded else ())
+
+    def tails(self):
+        if self.op == "mbconv":
+            return [Tail("bias", "relu6", wide=True, residual=self.stride == 1), Tail("bias", "relu6", wide=True)]
+        if self.folded and self.op == "conv":
+            return [Tail("bias", "relu6", wide=True), Tail("bias", "none", wide=True), Tail("nothing", "relu")]
+        return [tail for tail in TAILS if tail.kind != "batch norm" or not self.folded]
+
+
+class Problem(NamedTuple):
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+def width(r, large, aligned):
+    """A number of channels: more than a tile has, or few; a multiple of 8, or odd."""
+    number = r.randint(140, 280) if large else r.randint(1, 40)
+    return math.ceil(number / 8) * 8 if aligned else number | 1
+
+
+def pointwise(v, r, large):
+    rows = v.layout == "nhwc"
+    batch, height, columns = (r.randint(2, 3), r.randint(9, 13), r.randint(9, 21)) if large else (r.randint(1, 3), r.randint(1, 5), r.randint(1, 7))
+    if not rows:  # loads run along the pixels, and a single one would be served by the NHWC variants
+        columns = math.ceil(columns / 8) * 8 if v.aligned else columns + 1
+    in_channels = width(r, large, v.aligned)
+    return Problem((batch, in_channels, height, columns), (width(r, large, v.aligned and rows and v.op == "pointwise"), in_channels, 1, 1))
+
+
+def image_and_padding(r, large, kernel, padding=None):
+    """A height or width with the padding before and after it, `padding` at most: at least the kernel's size together."""
+    most = kernel if padding is None else padding
+    size, before, after = r.randint(14, 42) if large else r.randint(1, 6), r.randint(0, most), r.randint(0, most)
+    return max(size, kernel - before - after), before, after
+
+
+def depthwise(v, r, large):
+    height, top, bottom = image_and_padding(r, large, v.kernel)
+    columns, left, right = image_and_padding(r, large, v.kernel)
+    channels = math.ceil(width(r, large, v.aligned) / 2 / 8) * 8 if v.aligned else width(r, large, False) // 2 | 1
+    stride = (v.stride, v.stride) if v.stride else (r.randint(1, 2), r.randint(1, 2))
+    return Problem((r.randint(1, 3), channels, height, columns), (channels, 1, v.kernel, v.kernel), stride, (left, right, top, bottom))
+
+
+def conv(v, r, large):
+    kernel = (v.kernel, v.kernel) if v.kernel else (r.randint(1, 7), r.randint(1, 5))
+    height, top, bottom = image_and_padding(r, large, kernel[0])
+    columns, left, right = image_and_padding(r, large, kernel[1])
+    in_channels, out_channels = r.randint(1, 3 if v.folded else 9), width(r, False, v.aligned) + 32 * large
+    x, stride = (r.randint(1, 3), in_channels, height, columns), (r.randint(1, 3), r.randint(1, 3))
+    return Problem(x, (out_channels, in_channels, *kernel), stride, (left, right, top, bottom))
+
+
+def linear(v, r, large):
+    in_features = width(r, large, v.aligned) * (2 if v.aligned else 1) + (256 if large else 0)
+    return Problem((r.randint(65, 150) if large else r.randint(1, 20), in_features), (width(r, large, v.aligned), in_features))
+
+
+def block(v, r, large):
+    """Its weight is the projection's. The first has all channels that the variant can have; others fewer, or a single pixel."""
+    shape = (r.randint(1, 3), v.in_channels)
+    hidden, out_channels = v.in_channels * (6 if v.expands else 1), v.columns if large else r.randrange(8, v.columns + 1, 8)
+    kind = "large" if large else r.choice(["pixel", "one side", "any"])
+    if kind == "pixel":
+        sides = [(1, 1, 1), (1, 1, 1)]
+    elif kind == "one side":  # as TensorFlow pads for stride 2
+        sides = [(r.randint(2, 17), 0, 1), (r.randint(2, 17), 0, 1)]
+    else:  # every window of a fused block reaches into the image
+        sides = [image_and_padding(r, large, 3, 2), image_and_padding(r, large, 3, 2)]
+    (height, top, bottom), (columns, left, right) = sides
+    if large:
+        height, columns = r.choice([(61, 33), (33, 61)])
+    return Problem((*shape, height, columns), (out_channels, hidden, 1, 1), (v.stride, v.stride), (left, right, top, bottom))
+
+
+PROBLEMS = {"pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": block}
+WEIGHTS = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias")  # of a block
+# What an aligned variant was promised to lie on 16-byte boundaries.
+PROMISED = {
+    "pointwise": ("x", "weight", "residual", "out"),
+    "pointwise_pool": ("x", "weight"),
+    "depthwise": ("x", "out"),
+    "conv": ("out",),
+    "linear": ("x", "weight", "out"),
+    "mbconv": ("x", *WEIGHTS, "residual", "out"),
+}
+
+
+class Tail(NamedTuple):
+    kind: str  # "batch norm", "bias" or "nothing"
+    activation: str
+    wide: bool = False  # float32 vectors
+    residual: bool = False  # for the op that takes one
+
+
+TAILS = [
+    Tail("batch norm", "relu6", residual=True),
+    Tail("batch norm", "none", wide=True),
+    Tail("bias", "relu", residual=True),
+    Tail("bias", "relu6", wide=True, residual=True),
+    Tail("nothing", "none"),
+]
+
+
+def draw(v, problem, tail, r):
+    """All tensors of a launch by their names in exact(), in torch's order of dimensions."""
+    generator = torch.Generator().manual_seed(r.randrange(2**31))
+    dtype = DTYPES[v.precision]
+
+    def normal(*shape, dtype=dtype):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def scaled(*shape):
+        return (normal(*shape, dtype=torch.float64) / math.prod(shape[1:]) ** 0.5).to(dtype)
+
+    tensors = {"x": normal(*problem.x)}
+    if v.op == "mbconv":
+        (batch, in_channels, *_), (out_channels, hidden, *_) = problem.x, problem.weight
+        steps = {"expand": (hidden, in_channels, 1, 1), "depthwise": (hidden, 1, 3, 3), "project": problem.weight}
+        for step in steps if v.expands else ["depthwise", "project"]:
+            tensors |= {f"{step}_weight": scaled(*steps[step]), f"{step}_bias": normal(steps[step][0], dtype=torch.float32)}
+        if tail.residual:
+            tensors["residual"] = normal(batch, out_channels, *out_pixels(problem))
+        return tensors
+    tensors["weight"] = scaled(*problem.weight)
+    out_channels, vector = problem.weight[0], torch.float32 if tail.wide else dtype
+    if tail.kind == "batch norm":
+        tensors["batch_norm"] = [normal(out_channels).abs() + 0.5, normal(out_channels), normal(out_channels) / 2, normal(out_channels).abs() + 0.25]
+        tensors["batch_norm"] = [t.to(vector) for t in tensors["batch_norm"]]
+    if tail.kind == "bias":
+        tensors["bias"] = normal(out_channels, dtype=vector)
+    if tail.residual and v.op == "pointwise":
+        tensors["residual"] = normal(problem.x[0], out_channels, *problem.x[2:])
+    return tensors
+
+
+def out_pixels(problem, kernel=3):
+    (left, right, top, bottom), (height, columns) = problem.padding, problem.x[2:]
+    return [(size - kernel) // stride + 1 for size, stride in zip((height + top + bottom, columns + left + right), problem.stride)]
+
+
+# ---- launching ----
+
+
+class Buffer:
+    """Numbers on the device, `shift` elements off a 16-byte boundary, with poison around them."""
+
+    def __init__(self, t, device, shift, guard):
+        self.first, self.count, self.dtype = guard + shift, t.numel(), t.dtype
+        words = (self.first + self.count + guard) * t.element_size() // 2
+        self.host = torch.full((words,), POISON, dtype=torch.int16).view(t.dtype)
+        self.host[self.first : self.first + self.count] = t
+        self.there = self.host.to(device, copy=True)
+        self.address = self.there.data_ptr() + self.first * t.element_size()
+
+    def read(self):
+        """(the numbers, whether everything around them is as it was)."""
+        now = self.there.cpu()
+        numbers = now[self.first : self.first + self.count].clone()
+        now[self.first : self.first + self.count] = self.host[self.first : self.first + self.count]
+        return numbers, torch.equal(now.view(torch.int16), self.host.view(torch.int16))
+
+    def is_unchanged(self):
+        return torch.equal(self.there.cpu().view(torch.int16), self.host.view(torch.int16))
+
+
+def in_memory(t, layout):
+    """t's numbers in the order in which they lie in memory; "taps": a depthwise weight tap by tap."""
+    if layout == "taps":
+        return t.permute(2, 3, 0, 1).reshape(-1)
+    return (t.permute(0, 2, 3, 1) if t.dim() == 4 and layout == "nhwc" else t).reshape(-1)
+
+
+def strides_in_memory(t, layout):
+    return lay_out(t, "channels_last" if layout == "nhwc" else "contiguous").stride()
+
+
+def launch(target, v, problem, tail, tensors, out_shape, guard, r):
+    """Launches the variant and returns what it wrote, in torch's order of dimensions."""
+    options = {}
+    x_layout = v.layout
+    if v.op == "conv":  # reads any strides, whatever the output's layout is
+        x_layout, weight_layout = r.choice(["nchw", "nhwc"]), r.choice(["nchw", "nhwc"])
+        options["x_strides"] = None if x_layout == v.layout else list(strides_in_memory(tensors["x"], x_layout))
+        options["weight_strides"] = None if weight_layout == "nchw" else list(strides_in_memory(tensors["weight"], weight_layout))
+    orders = {"x": x_layout, "weight": weight_layout if v.op == "conv" else "nchw", "residual": v.layout}
+    if v.op == "mbconv":
+        orders |= dict.fromkeys(WEIGHTS, v.layout) | {"depthwise_weight": "taps"}
+
+    def buffer(name, t):
+        return Buffer(t, target.device, 0 if name in v.promised else 1, guard)
+
+    inputs = {name: buffer(name, in_memory(tensors[name], order)) for name, order in orders.items() if name in tensors}
+    inputs |= {name: buffer(name, t) for name, t in zip(("bn_weight", "bn_bias", "bn_mean", "bn_var"), tensors.get("batch_norm", []))}
+    if "bias" in tensors:
+        inputs["bias"] = buffer("bias", tensors["bias"])
+    out = buffer("out", torch.full((math.prod(out_shape) * DTYPES[v.precision].itemsize // 2,), POISON, dtype=torch.int16).view(DTYPES[v.precision]))
+
+    addresses = {name: b.address for name, b in inputs.items()}
+    epilogue = {name: address for name, address in addresses.items() if name == "bias" or name.startswith("bn_")}
+    epilogue |= {"bn_eps": EPS, "vectors_are_fp32": int(tail.wide), "activation": ACTIVATIONS.index(tail.activation)}
+    members = options | {name: addresses[name] for name in orders if name in addresses}
+    members |= {"precision": list(DTYPES).index(v.precision), "out": out.address, "variant": v.name}
+    if v.op == "mbconv":
+        members |= dict(activation=epilogue["activation"], biases_are_fp32=1, depthwise_taps_first=1, hidden=problem.weight[1])
+    else:
+        members["epilogue"] = epilogue
+    if v.op == "linear":
+        members |= dict(rows=problem.x[0], in_features=problem.x[1], out_features=problem.weight[0])
+    else:
+        batch, channels, height, columns = problem.x
+        members |= dict(layout=["nchw", "nhwc"].index(v.layout), batch=batch, height=height, width=columns)
+        members |= {"channels": channels} if v.op == "depthwise" else {"in_channels": channels, "out_channels": problem.weight[0]}
+    if v.op in ("depthwise", "conv", "mbconv"):
+        members |= dict(zip(("stride_y", "stride_x"), problem.stride)) | dict(zip(("left", "right", "top", "bottom"), problem.padding))
+        members |= {"kernel": v.kernel or 3} if v.op != "conv" else dict(zip(("kernel_y", "kernel_x"), problem.weight[2:]))
+
+    result = target.library.launch(v.op, members)
+    assert result["status"] == c_api.OK, result["error"]
+    numbers, guards_are_intact = out.read()
+    assert guards_are_intact, "written outside the output"
+    for name, b in inputs.items():
+        assert b.is_unchanged(), f"{name} was written to"
+    if len(out_shape) == 4 and v.layout == "nhwc":
+        batch, channels, height, columns = out_shape
+        return numbers.view(batch, height, columns, channels).permute(0, 3, 1, 2)
+    return numbers.view(out_shape)
+
+
+# ---- what is right ----
+
+
+def rms_bound(precision, terms):
+    """Root mean square error, relative to the results'."""
+    if precision == "tf32":
+        return 2.0**-10  # both factors of a product are rounded by at most 2^-11
+    if precision == "fp32":
+        return (4 + terms**0.5) * 2.0**-24  # as many roundings as terms, up as often as down, and those of what follows the sum
+    return 0.55 * torch.finfo(DTYPES[precision]).eps  # the result is rounded once, by at most half of eps; the sum is float32's
+
+
+def truth_of(v, problem, tail, tensors):
+    window = {"stride": problem.stride, "padding": problem.padding}
+    if v.op == "mbconv":
+        return exact_mbconv(tensors | window)
+    return exact(**tensors, eps=EPS, activation=tail.activation, pool=v.op == "pointwise_pool", depthwise=v.op == "depthwise", **window)
+
+
+def in_steps(problem, tensors):
+    """A block in float64, but with every map rounded to the type of the tensors, as three kernels write and read it."""
+
+    def step(name, x, groups=1, **options):
+        return F.conv2d(x.double(), tensors[f"{name}_weight"].double(), tensors[f"{name}_bias"].double(), groups=groups, **options)
+
+    x = tensors["x"]
+    if "expand_weight" in tensors:
+        x = F.relu6(step("expand", x)).to(x.dtype)
+    x = F.relu6(step("depthwise", F.pad(x, problem.padding), x.shape[1], stride=problem.stride)).to(x.dtype)
+    return (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(x.dtype)
+
+
+def check_variant(target, op, variant, guards):
+    """Problems large and small, with every epilogue; `guards` are the numbers of elements of poison around tensors."""
+    v, r = Variant(op, variant), random.Random(f"{op}/{variant}")
+    squared_error = squared_truth = squared_in_steps = terms = 0
+    for large in (True, False, False, False):
+        problem = PROBLEMS[op](v, r, large)
+        for tail in v.tails():
+            tensors = draw(v, problem, tail, r)
+            truth = truth_of(v, problem, tail, tensors)
+            for guard in guards:
+                out = launch(target, v, problem, tail, tensors, truth.value.shape, guard, r)
+                where = f"{problem}, {tail}, {'alone' if guard == 0 else 'between NaNs'}"
+                assert not out.isnan().any(), f"{int(out.isnan().sum())} of {out.numel()} elements are NaN: not written, or read outside. {where}"
+                difference = (out.double() - truth.value).abs()
+                excess = (difference / truth.bound(out.dtype, v.precision == "tf32")).max()
+                assert excess <= 1, f"an element is off by {excess:.1f} times what rounding explains. {where}"
+                squared_error += difference.square().sum().item()
+                squared_truth += truth.value.square().sum().item()
+                terms = max(terms, truth.terms)
+                if op == "mbconv":
+                    squared_in_steps += (in_steps(problem, tensors).double() - truth.value).square().sum().item()
+    if op == "mbconv":
+        assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the block is less accurate than its three steps"
+    else:
+        assert (squared_error / squared_truth) ** 0.5 <= rms_bound(v.precision, terms)
+
+
+def check_nan_and_infinity_in_a_block(target, variant, padding):
+    """They come out where PyTorch lets them out. Without expansion an infinity acts as the largest finite number."""
+    v, r = Variant("mbconv", variant), random.Random(variant)
+    problem, tail = Problem((3, v.in_channels, 9, 7), (8, v.in_channels * (6 if v.expands else 1), 1, 1), (v.stride, v.stride), padding), v.tails()[0]
+    tensors, largest = draw(v, problem, tail, r), torch.finfo(DTYPES[v.precision]).max
+    for image, special in enumerate((math.nan, math.inf, -math.inf)):
+        for y, z in ((0, 0), (4, 3), (8, 6)):
+            tensors["x"][image, r.randrange(v.in_channels), y, z] = special
+    shown = tensors if v.expands else tensors | {"x": tensors["x"].clamp(-largest, largest)}
+    truth = truth_of(v, problem, tail, shown).value
+    out = launch(target, v, problem, tail, tensors, truth.shape, GUARD, r).double()
+    assert torch.equal(out.isnan(), truth.isnan()) and out.isnan()[0].any() and not out.isnan()[1:].any()
+    finite = ~truth.isnan()
+    assert (out - truth)[finite].abs().max() <= 16 * torch.finfo(DTYPES[v.precision]).eps * truth[finite].square().mean().sqrt()
+
+
+BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]
+BLOCKS = [variant for op, variant in EMBEDDED if op == "mbconv"]

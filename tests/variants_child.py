@@ -1,0 +1,28 @@
+"""Checks variants where this process's CUDA driver computes in host memory: the stub that executes PTX. A process of its own,
+because the driver and the kind of image are chosen once a process. Names as JSON on stdin, what was wrong with each on stdout."""
+
+import json
+import sys
+import traceback
+
+from stub_cuda import c_api
+from variants import BLOCK_PADDINGS, GUARD, Target, check_nan_and_infinity_in_a_block, check_variant
+
+from effnet_aot import _library
+
+
+def check(target, op, variant):
+    try:
+        check_variant(target, op, variant, guards=(GUARD,))
+        for padding in BLOCK_PADDINGS if op == "mbconv" else ():
+            check_nan_and_infinity_in_a_block(target, variant, padding)
+    except AssertionError:
+        return traceback.format_exc()
+
+
+def main():
+    target = Target(c_api.Library(str(_library.PATH)), "cpu")
+    print(json.dumps([check(target, op, variant) for op, variant in json.load(sys.stdin)]))
+
+
+main()
