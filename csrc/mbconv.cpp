@@ -59,10 +59,10 @@ const TileTable& table() {
 
 // What the kernels were promised at compile time.
 bool fits_a_kernel(const MbconvProblem& p) {
-  const bool biases = p.depthwise_bias && p.project_bias && (p.expand_bias || !p.expand_weight);
+  const bool biases = p.depthwise_bias && p.project_bias && (p.expand_bias || !p.expand_weight) && (p.vectors_are_fp32 || bytes_of_element(p.precision) == 4);
   // Every window reaches into the image, so that any pixel of its border may stand for those outside.
   const bool reaches = p.left <= 2 && p.top <= 2 && p.stride_y * (p.out_height - 1) - p.top < p.height && p.stride_x * (p.out_width - 1) - p.left < p.width;
-  return reaches && p.channels_last && biases && p.vectors_are_fp32 && p.depthwise_taps_first && p.kernel == 3 && p.stride_y == p.stride_x && p.low == 0 && std::isfinite(p.high) &&
+  return reaches && p.channels_last && biases && p.depthwise_taps_first && p.kernel == 3 && p.stride_y == p.stride_x && p.low == 0 && std::isfinite(p.high) &&
          p.in_channels < kMaxInChannels && p.hidden == (p.expand_weight ? 6 * p.in_channels : p.in_channels) &&
          aligned({p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.project_weight, p.project_bias, p.residual, p.out}, {p.out_channels});
 }

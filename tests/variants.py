@@ -300,17 +300,26 @@ def truth_of(v, problem, tail, tensors):
     return exact(**tensors, eps=EPS, activation=tail.activation, pool=v.op == "pointwise_pool", depthwise=v.op == "depthwise", **window)
 
 
-def in_steps(problem, tensors):
-    """A block in float64, but with every map rounded to the type of the tensors, as three kernels write and read it."""
+def in_steps(v, problem, tensors):
+    """A block in float64, but with every map rounded to the type of the tensors, as three kernels write and read it, and the
+    factors of its 1x1 convolutions to TF32, as the tensor cores read them."""
 
-    def step(name, x, groups=1, **options):
-        return F.conv2d(x.double(), tensors[f"{name}_weight"].double(), tensors[f"{name}_bias"].double(), groups=groups, **options)
+    def step(name, x, **options):
+        weight = tensors[f"{name}_weight"]
+        if v.precision == "tf32" and name != "depthwise":
+            x, weight = to_tf32(x), to_tf32(weight)
+        return F.conv2d(x.double(), weight.double(), tensors[f"{name}_bias"].double(), **options)
 
     x = tensors["x"]
     if "expand_weight" in tensors:
         x = F.relu6(step("expand", x)).to(x.dtype)
-    x = F.relu6(step("depthwise", F.pad(x, problem.padding), x.shape[1], stride=problem.stride)).to(x.dtype)
+    x = F.relu6(step("depthwise", F.pad(x, problem.padding), groups=x.shape[1], stride=problem.stride)).to(x.dtype)
     return (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(x.dtype)
+
+
+def to_tf32(t):
+    """Rounded to ten bits of mantissa, ties away from zero."""
+    return ((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def check_variant(target, op, variant, guards):
@@ -333,7 +342,7 @@ def check_variant(target, op, variant, guards):
                 squared_truth += truth.value.square().sum().item()
                 terms = max(terms, truth.terms)
                 if op == "mbconv":
-                    squared_in_steps += (in_steps(problem, tensors).double() - truth.value).square().sum().item()
+                    squared_in_steps += (in_steps(v, problem, tensors).double() - truth.value).square().sum().item()
     if op == "mbconv":
         assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the block is less accurate than its three steps"
     else:
@@ -353,7 +362,8 @@ def check_nan_and_infinity_in_a_block(target, variant, padding):
     out = launch(target, v, problem, tail, tensors, truth.shape, GUARD, r).double()
     assert torch.equal(out.isnan(), truth.isnan()) and out.isnan()[0].any() and not out.isnan()[1:].any()
     finite = ~truth.isnan()
-    assert (out - truth)[finite].abs().max() <= 16 * torch.finfo(DTYPES[v.precision]).eps * truth[finite].square().mean().sqrt()
+    eps = 2.0**-10 if v.precision == "tf32" else torch.finfo(DTYPES[v.precision]).eps
+    assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
 
 
 BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]

@@ -539,6 +539,7 @@ const std::map<std::string, Shape>& shapes() {
     m["sqrt.rn.f32"] = unary<[](u32 a) { return f32_bits(std::sqrt(f32(a))); }>();
     m["abs.f32"] = unary<[](u32 a) { return a & 0x7fffffff; }>();
     m["neg.f32"] = unary<[](u32 a) { return a ^ 0x80000000; }>();
+    m["copysign.f32"] = binary<[](u32 sign, u32 a) { return (sign & 0x80000000) | (a & 0x7fffffff); }>();
     m["min.f32"] = binary<[](u32 a, u32 b) { return f32_bits(std::fmin(f32(a), f32(b))); }>();
     m["max.f32"] = binary<[](u32 a, u32 b) { return f32_bits(std::fmax(f32(a), f32(b))); }>();
     m["min.NaN.f32"] = binary<[](u32 a, u32 b) { return f32_bits(min_nan(f32(a), f32(b))); }>();
