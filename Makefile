@@ -5,6 +5,8 @@
 #   make gpu-test PYTHON=python3    GPU tests with the Python, torch and triton that are installed; no network, no .venv
 #   make gpu-sanitize PYTHON=python3    every kernel under compute-sanitizer, with TOOLS="memcheck racecheck initcheck synccheck"
 #   make gpu-stress PYTHON=python3      load, two processes, two GPUs where there are two, 10,000 random calls: RESULTS/gpu-stress.json
+#   make gpu-report PYTHON=python3      STEPS="test run bench" of these and the benchmarks, with limits of time: tools/gpu_report.py
+#   make gpu-kernels TRITON=triton==3.6.0    build/gpu-kernels: what a GPU machine with that triton would compile, from one without
 #   make wheel                      dist/*.whl with the kernels of every architecture, to install anywhere
 #   make matrix                     that wheel's tests under the oldest, the pinned and the newest torch (downloads both)
 #   make clean                      removes what was built; the environments stay
@@ -18,13 +20,19 @@ MATRIX ?= torch==2.10.0 $(TORCH) torch
 # Model definitions for tests/networks.py, without what they depend on: torchvision's would bring a torch of its own.
 TEST_MODELS ?= torchvision==0.28.0 timm==1.0.31 efficientnet-lite-pytorch==0.1.0
 PYTEST_ARGS ?=
+IMAGES ?= cubin ptx
 TOOLS  ?= memcheck
 SANITIZER ?= compute-sanitizer
 RESULTS ?= results
+STEPS  ?= test run bench
+REPORT_ARGS ?=
+KERNELS ?= build/gpu-kernels
+# An environment with nothing but this triton.
+TRITON_VENV = $(VENV)-$(subst ==,-,$(TRITON))
 
 NATIVE = setup.py build_backend.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/include/effnet_aot/*.h csrc/cmake/* triton_src/*.py effnet_aot/aot/*.py)
 
-.PHONY: run test gpu-test gpu-stress gpu-sanitize wheel matrix clean FORCE
+.PHONY: run test gpu-build gpu-test gpu-stress gpu-sanitize gpu-report gpu-kernels wheel matrix clean FORCE
 
 run: $(VENV)/.package
 	$(VENV)/bin/python -m effnet_aot run
@@ -33,35 +41,49 @@ run: $(VENV)/.package
 test: $(VENV)/.package $(VENV)/.models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
-# Both images of every kernel: the cubins of this GPU, and the PTX that serves GPUs without a cubin.
-gpu-test:
-	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu-test: torch finds no GPU on this machine')"
+gpu-build:
+	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make: torch finds no GPU on this machine')"
 	$(PYTHON) setup.py build_ext --inplace
-	status=0; for image in cubin ptx; do \
+
+# Both images of every kernel: the cubins of this GPU, and the PTX that serves GPUs without a cubin.
+gpu-test: gpu-build
+	status=0; for image in $(IMAGES); do \
 	  EFFNET_AOT_IMAGE=$$image $(PYTHON) -m pytest -m gpu --require-gpu --report $(RESULTS)/gpu-tests-$$image.json $(PYTEST_ARGS) || status=1; \
 	done; exit $$status
 
 # The load of a service: 8 threads with 8 streams each and 5,000 calls on every stream. With pytest-xdist,
 # PYTEST_ARGS="-n 12 --dist loadgroup" spreads the random calls over the cores.
-gpu-stress:
-	$(PYTHON) setup.py build_ext --inplace
+gpu-stress: gpu-build
 	$(PYTHON) -m pytest -m gpu --require-gpu --stress-calls 5000 --fuzz-cases 10000 --durations 10 --report $(RESULTS)/gpu-stress.json \
 	  tests/test_concurrency_gpu.py tests/test_fuzz.py $(PYTEST_ARGS)
 
 # Only our kernels are looked at, and with torch's caching off what lies beyond a tensor belongs to nobody. Failing calls of
 # the driver are torch's probing, or reported by the tests. Before 2023.3 the filter was called --kernel-regex.
-gpu-sanitize:
-	$(PYTHON) setup.py build_ext --inplace
+gpu-sanitize: gpu-build
 	@mkdir -p build $(RESULTS)
 	filter=--kernel-name; $(SANITIZER) --help | grep -q -e $$filter || filter=--kernel-regex; \
 	status=0; for tool in $(TOOLS); do \
 	  options="--tool $$tool --error-exitcode 1 $$filter kns=effnet_"; [ $$tool != memcheck ] || options="$$options --report-api-errors no"; \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) $$options --log-file build/sanitizer-$$tool.log \
+	  rm -f build/sanitizer-$$tool.*; PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) $$options --log-file build/sanitizer-$$tool.log \
 	    $(PYTHON) -m pytest -m gpu --require-gpu tests/test_variants_gpu.py $(PYTEST_ARGS) > build/sanitizer-$$tool.out 2>&1 \
 	    || { status=1; tail -n 100 build/sanitizer-$$tool.out; head -n 100 build/sanitizer-$$tool.log; }; \
 	  { $(SANITIZER) --version | grep -i version; echo "compute-sanitizer $$options"; $(PYTHON) -m effnet_aot info | grep -E '^(GPU|driver|torch)'; \
 	    grep SUMMARY build/sanitizer-$$tool.log; tail -n 1 build/sanitizer-$$tool.out; } | tee $(RESULTS)/sanitizer-$$tool.txt; \
 	done; exit $$status
+
+# Steps one after the other, each with a limit of its own; REPORT_ARGS="--seconds 540" limits them all.
+gpu-report:
+	$(PYTHON) tools/gpu_report.py $(STEPS) --results $(RESULTS) $(REPORT_ARGS)
+
+# For a GPU machine with that triton: with the folder carried there and EFFNET_AOT_CACHE naming it, its build compiles nothing.
+# It builds for 8.9 and its own GPU unless EFFNET_AOT_ARCHS says otherwise, so that is what to set here, too.
+gpu-kernels: $(TRITON_VENV)/.triton
+	$(TRITON_VENV)/bin/python tools/gpu_kernels.py $(KERNELS)
+
+$(TRITON_VENV)/.triton:
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/pip install '$(TRITON)' rich
+	touch $@
 
 # auditwheel names the oldest glibc and C++ runtime that serve. libtorch is torch's to bring, not to be copied in.
 wheel: $(VENV)/.package

@@ -24,12 +24,13 @@ __all__ = ["BuildResult", "build_kernels", "compile_variant"]
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Files for the C++ build. `compiled` counts the kernels that were not in the cache."""
+    """Files for the C++ build. `entries` are the cache's that it took, without suffix; `compiled` of them were not there before."""
 
     registry_cpp: Path
     blob: Path
     manifest: Path
     include_dirs: list
+    entries: frozenset
     compiled: int
 
 
@@ -84,7 +85,8 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
         for target, report in reports(variant).items():
             images.append(Image(variant, target, cached(variant, target).with_suffix("." + target.kind).read_bytes(), **report))
     registry_cpp, blob, manifest = write_registry(out_dir, variants, images, versions, {str(v) for v in defaults}, tuned)
-    return BuildResult(registry_cpp, blob, manifest, include_dirs(), count)
+    entries = frozenset(cached(variant, target) for variant in variants for target in targets)
+    return BuildResult(registry_cpp, blob, manifest, include_dirs(), entries, count)
 
 
 def select(known, ops=None, precisions=None):

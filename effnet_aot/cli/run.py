@@ -35,6 +35,7 @@ def add_arguments(parser):
     parser.add_argument("--size", type=positive, default=240, help="their height and width in pixels (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of weights and activations (default: %(default)s)")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: the GPU if there is one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write errors and times")
 
 
 def run(arguments):
@@ -58,7 +59,9 @@ def run(arguments):
     console.print(f"[bold]ModelNew[/], {arguments.batch} photographs of {arguments.size} x {arguments.size}, {arguments.dtype}{tf32(x)}")
     console.print(f"on {where(device)}\n")
     with torch.inference_mode():
-        ok = print_comparison(console, x, model, eager, exact)
+        ok, rows = print_comparison(console, x, model, eager, exact)
+        if arguments.json:
+            save(arguments, device, rows)
         console.print()
         console.print(kernels_used(lambda: model(x), x.dtype) if device == "cuda" else kernels_embedded())
     console.print()
@@ -90,25 +93,39 @@ def where(device):
 
 
 def print_comparison(console, x, model, eager, exact):
-    """Errors relative to the root mean square of the logits, and median times. Returns whether the error is no worse."""
+    """Errors relative to the root mean square of the logits, and median times. Returns whether the error is no worse, and the rows."""
     want = exact(x.double())
     scale = want.square().mean().sqrt()
     rows = {"effnet_aot": (model, x), "torch.nn": (eager, x), "torch.nn, channels_last": (eager, x.to(memory_format=torch.channels_last))}
     table = Table("", "rms error", "max error", "median time", "min time")
-    rms = {}
+    found = []
     for name, (network, images) in rows.items():
         # cuDNN and oneDNN choose kernels by the weights' layout too.
         eager.to(memory_format=torch.channels_last if "channels_last" in name else torch.contiguous_format)
         error = (network(images).double() - want) / scale
-        rms[name] = error.square().mean().sqrt().item()
+        rms, largest = error.square().mean().sqrt().item(), error.abs().max().item()
         times = timings(lambda: network(images), images.is_cuda)
-        table.add_row(name, f"{rms[name]:.2e}", f"{error.abs().max().item():.2e}", duration(statistics.median(times)), duration(min(times)))
+        median, least = statistics.median(times), min(times)
+        table.add_row(name, f"{rms:.2e}", f"{largest:.2e}", duration(median), duration(least))
+        found.append({"title": name, "rms_error": rms, "max_error": largest, "us": 1e6 * median, "min_us": 1e6 * least})
     console.print(table)
-    ok = rms["effnet_aot"] <= 1.25 * rms["torch.nn"]  # also false for NaN
+    ok = found[0]["rms_error"] <= 1.25 * found[1]["rms_error"]  # also false for NaN
     console.print(f"errors are against torch.nn in float64, relative to the rms of its logits, {scale.item():.3f}")
     if not ok:
         console.print("[red bold]the error is more than 1.25 times that of torch.nn[/]")
-    return ok
+    return ok, found
+
+
+def save(arguments, device, rows):
+    from ..bench import environment
+
+    results = {
+        "environment": environment.describe(device),
+        "settings": {**{name: getattr(arguments, name) for name in ("batch", "size", "dtype")}, "tf32": torch.backends.cudnn.allow_tf32},
+        "comparison": rows,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def timings(function, cuda, warmup=3):
