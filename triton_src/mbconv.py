@@ -12,6 +12,8 @@ In Gluon, for its control over register layouts. Both want channels_last, ReLU6 
 and the depthwise weight stored tap by tap.
 """
 
+from dataclasses import replace
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -140,10 +142,9 @@ def store_tile(tile, bias, residual, out, first, pixels, out_channels, flags, FI
 def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
                   batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                   STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, DEPTH: gl.constexpr, DEPTH2: gl.constexpr,
-                  COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+                  COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr, CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
     begin_gluon(DEPENDENT_LAUNCH)
     ROWS: gl.constexpr = 16 * WARPS_M
-    CHUNK: gl.constexpr = 16 * WARPS_N
     PADDED: gl.constexpr = DEPTH + DEPTH2 >= IN_CHANNELS + 2
     dtype: gl.constexpr = x.dtype.element_ty
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS_M, WARPS_N], [16, 8])
@@ -313,17 +314,13 @@ def effnet_depthwise_project(x, expand_weight, expand_bias, depthwise_weight, de
         b = d
 
 
-# ---- float32 with TF32 products ----
+# ---- wide loads, and float32 ----
 
-# Here the depthwise sum is made of multiply-adds, in float32, as PyTorch makes it. The tensor cores take float32 operands
-# one by one along the channels, so the channels are renamed until what a thread needs is what lies side by side in memory:
-# of every 8 in a product's depth, column e * 4 + t is channel 2 * t + e (of every 16, s * 8 + e * 4 + t is 4 * t + 2 * s + e).
-_ADD_TAP_FP32 = """{ .reg .f32 v;
-max.NaN.f32 v, $1, 0f00000000;
-min.NaN.f32 v, v, $4;
-fma.rn.f32 $0, v, $3, $2;
-}"""
-ADD_TAP_FP32 = gl.constexpr(_ADD_TAP_FP32)
+# The same block, with all that a thread needs lying side by side in memory: the products do not care in which order channels
+# come, so channels are renamed. Of CHUNK hidden channels that a warp computes, thread t of four has CHUNK / 4 in a row, two
+# in each tile of 8 columns. Of 16 input channels it has four in a row.
+# In float32 the products are TF32's and the depthwise sum is made of multiply-adds, in float32, as PyTorch makes it.
+ADD_TAP_FP32 = gl.constexpr("{ .reg .f32 v; max.NaN.f32 v, $1, 0f00000000; min.NaN.f32 v, v, $4; fma.rn.f32 $0, v, $3, $2; }")
 ACTIVATE_FP32 = gl.constexpr("max.NaN.f32 $0, $1, 0f00000000; min.NaN.f32 $0, $0, $2;")
 ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
 
@@ -341,137 +338,204 @@ def activate_fp32(x, high):
 
 @gluon.jit
 def to_tf32(x):
-    return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def depth_last(tile, PER_THREAD: gl.constexpr):
-    """(rows, channels) with the channels renamed for a product's depth; PER_THREAD lie side by side in one."""
-    ROWS: gl.constexpr = tile.shape[0]
-    DEPTH: gl.constexpr = tile.shape[1]
-    if PER_THREAD == 4:
-        return tile.reshape([ROWS, DEPTH // 16, 4, 2, 2]).permute([0, 1, 3, 4, 2]).reshape([ROWS, DEPTH])
+    """float32 as the tensor cores should see it: rounded where they would cut off."""
+    if x.dtype == gl.float32:
+        return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
     else:
-        return tile.reshape([ROWS, DEPTH // 8, 4, 2]).permute([0, 1, 3, 2]).reshape([ROWS, DEPTH])
+        return x
+
+
+@gluon.constexpr_function
+def bits(count, first=1):
+    """first, 2 * first, 4 * first: what the bits of an index below `count` stand for."""
+    return [first << i for i in range(count.bit_length() - 1)]
+
+
+@gluon.constexpr_function
+def pixels_layout(rows, depth, warps):
+    """Of (rows, depth): four threads share a pixel's channels; warps have pixels of their own, or all the same ones."""
+    across = depth // 4
+    own = bits(warps, 16) if rows > 16 else [0] * len(bits(warps))
+    return gl.DistributedLinearLayout([[0, b] for b in bits(across)] + [[8, 0]], [[0, across], [0, 2 * across], [1, 0], [2, 0], [4, 0]], [[b, 0] for b in own], [], [rows, depth])
+
+
+@gluon.constexpr_function
+def expansion_layout(chunk, depth, warps_m, warps_n):
+    """Of (chunk, depth): the right operand's columns are hidden channels, 2 * t + e of tile i being (t, i, e) of a warp's."""
+    across, each = depth // 4, chunk // warps_n
+    lanes = [[0, across], [0, 2 * across], [1, 0], [each // 4, 0], [each // 2, 0]]
+    return gl.DistributedLinearLayout([[0, b] for b in bits(across)] + [[b, 0] for b in bits(each // 8, 2)], lanes, [[0, 0] for _ in bits(warps_m)] + [[b, 0] for b in bits(warps_n, each)], [], [chunk, depth])
+
+
+@gluon.constexpr_function
+def vector_layout(chunk, warps_m, warps_n):
+    """Of (chunk,) hidden channels."""
+    each = chunk // warps_n
+    return gl.DistributedLinearLayout([[b] for b in bits(each // 4)], [[each // 4], [each // 2], [0], [0], [0]], [[0] for _ in bits(warps_m)] + [[b] for b in bits(warps_n, each)], [], [chunk])
+
+
+@gluon.constexpr_function
+def projection_layout(columns, chunk, warps_m, warps_n):
+    """Of (columns, chunk): the right operand's rows are the hidden channels of all warps."""
+    each = chunk // warps_n
+    own = [b if b < columns else 0 for b in bits(warps_n, 8)]
+    further = [b for b in bits(columns // 8, 8) if b not in own]
+    return gl.DistributedLinearLayout([[0, b] for b in bits(each // 4)] + [[0, b] for b in bits(warps_n, each)] + [[b, 0] for b in further],
+                                      [[0, each // 4], [0, each // 2], [1, 0], [2, 0], [4, 0]], [[0, 0] for _ in bits(warps_m)] + [[b, 0] for b in own], [], [columns, chunk])
 
 
 @gluon.jit
-def sixteen_deep(tile):
-    """A tile of 8 channels beside zeros: Triton makes no product that is less deep."""
-    if tile.shape[1] == 8:
-        return gl.join(tile, gl.zeros_like(tile)).permute([0, 2, 1]).reshape([tile.shape[0], 16])
+def as_depth(tile):
+    """(rows, 8 or 16 input channels), 16 of them as a product's depth; 8 are followed by zeros."""
+    ROWS: gl.constexpr = tile.shape[0]
+    if tile.shape[1] == 16:
+        fours = tile.reshape([ROWS, 4, 2, 2])  # thread, tile, column of the thread
+        if tile.dtype == gl.float32:
+            return fours.permute([0, 2, 3, 1]).reshape([ROWS, 16])
+        else:
+            return fours.permute([0, 2, 1, 3]).reshape([ROWS, 16])
+    else:
+        if tile.dtype == gl.float32:
+            tile = tile.reshape([ROWS, 4, 2]).permute([0, 2, 1]).reshape([ROWS, 8])
+        return gl.join(tile, gl.zeros_like(tile)).permute([0, 2, 1]).reshape([ROWS, 16])
+
+
+@gluon.jit
+def by_tile(tile, WARPS_N: gl.constexpr):
+    """(chunk, columns) with the hidden channels, as they lie in memory, in the order of the tiles: (warp, t, i, e) to (i, warp, t, e)."""
+    CHUNK: gl.constexpr = tile.shape[0]
+    TILES: gl.constexpr = CHUNK // WARPS_N // 8
+    return tile.reshape([WARPS_N, 4, TILES, 2, tile.shape[1]]).permute([2, 0, 1, 3, 4]).reshape([CHUNK, tile.shape[1]])
+
+
+@gluon.jit
+def load_hidden(vector, first, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    """A chunk of a vector of the hidden channels as a row."""
+    CHUNK: gl.constexpr = loads.shape[0]
+    values = gl.load(vector + first + gl.arange(0, CHUNK, layout=loads))
+    values = values.reshape([WARPS_N, 4, CHUNK // WARPS_N // 8, 2]).permute([2, 0, 1, 3]).reshape([CHUNK])
+    return gl.convert_layout(values, gl.SliceLayout(0, layout))[None, :]
+
+
+@gluon.jit
+def load_channels(pixels, FIRST: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    """8 or 16 channels of the pixels, from FIRST on, as a left operand."""
+    c = FIRST + gl.arange(0, loads.shape[1], layout=gl.SliceLayout(0, loads))
+    return gl.convert_layout(as_depth(to_tf32(gl.load(gl.convert_layout(pixels, gl.SliceLayout(1, loads))[:, None] + c[None, :]))), layout)
+
+
+@gluon.jit
+def load_expand_weight(weight, PITCH: gl.constexpr, first, FIRST: gl.constexpr, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    """8 or 16 of the input channels, from FIRST on, of a chunk of hidden channels, as a right operand."""
+    h = first + gl.arange(0, loads.shape[0], layout=gl.SliceLayout(1, loads))
+    c = FIRST + gl.arange(0, loads.shape[1], layout=gl.SliceLayout(0, loads))
+    w = by_tile(as_depth(to_tf32(gl.load(weight + h[:, None] * PITCH + c[None, :]))), WARPS_N)
+    return gl.convert_layout(w.permute([1, 0]), layout)
+
+
+@gluon.jit
+def project_wide(filtered, weight, out, PITCH: gl.constexpr, begin, first, FIRST: gl.constexpr, out_channels, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    """out + filtered @ weight^T for output channels from FIRST on; hidden channels count from `begin` on."""
+    o = FIRST + gl.arange(0, loads.shape[0], layout=gl.SliceLayout(1, loads))
+    h = first + gl.arange(0, loads.shape[1], layout=gl.SliceLayout(0, loads))
+    w = to_tf32(gl.load(weight + o[:, None] * PITCH + h[None, :], mask=(o < out_channels)[:, None] & (h >= begin)[None, :], other=0.0))
+    w = tile_depth(by_tile(w.permute([1, 0]), WARPS_N).permute([1, 0])).permute([1, 0])
+    return mma_v2(filtered, gl.convert_layout(w, layout), out, input_precision="tf32")
+
+
+@gluon.jit
+def tile_depth(tile):
+    """(rows, hidden channels by tile) as a product's depth: in float32 a thread's two columns are four apart."""
+    if tile.dtype == gl.float32:
+        return tile.reshape([tile.shape[0], tile.shape[1] // 8, 4, 2]).permute([0, 1, 3, 2]).reshape([tile.shape[0], tile.shape[1]])
     else:
         return tile
 
 
-@gluon.constexpr_function
-def operand_layout(rows, depth, per_thread, warps, spread):
-    """The layout in which a warp loads an operand's (rows, depth) tile: `per_thread` neighbouring channels by each of 4
-    threads, 8 rows at a time. `spread`: warps have rows of their own, `spread` apart from one to the next; 0: all load all."""
-    channels = [[0, 1], [0, 2]][: per_thread // 2]
-    lanes = [[0, per_thread], [0, 2 * per_thread], [1, 0], [2, 0], [4, 0]]
-    of_warps = [[spread << i if spread << i < rows else 0, 0] for i in range(warps.bit_length() - 1)]
-    taken = {1, 2, 4} | {basis[0] for basis in of_warps}
-    further = [[0, 1 << i] for i in range(depth.bit_length() - 1) if 1 << i >= 4 * per_thread]
-    further += [[1 << i, 0] for i in range(rows.bit_length() - 1) if 1 << i not in taken]
-    return gl.DistributedLinearLayout(channels + further, lanes, of_warps, [], [rows, depth])
-
-
 @gluon.jit
-def load_pixels_fp32(pixels, FIRST: gl.constexpr, PER_THREAD: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
-    """4 * PER_THREAD channels of the pixels, from FIRST on, as a left operand."""
-    c = FIRST + gl.arange(0, 4 * PER_THREAD, layout=gl.SliceLayout(0, loads))
-    return gl.convert_layout(sixteen_deep(depth_last(to_tf32(gl.load(pixels[:, None] + c[None, :])), PER_THREAD)), layout)
-
-
-@gluon.jit
-def load_weights_fp32(weight, pitch: gl.constexpr, first, ROWS: gl.constexpr, rows, begin, columns, DEPTH: gl.constexpr, PER_THREAD: gl.constexpr,
-                      loads: gl.constexpr, layout: gl.constexpr):
-    """Rows `first` to first + ROWS and columns `columns` to columns + DEPTH of a weight, as a right operand. Zero from row
-    `rows` on and before column `begin`."""
-    r = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, loads))
-    c = columns + gl.arange(0, DEPTH, layout=gl.SliceLayout(0, loads))
-    w = gl.load(weight + r[:, None] * pitch + c[None, :], mask=(r < rows)[:, None] & (c >= begin)[None, :], other=0.0)
-    return gl.convert_layout(sixteen_deep(depth_last(to_tf32(w), PER_THREAD)).permute([1, 0]), layout)
-
-
-@gluon.jit
-def effnet_mbconv_fp32(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
+def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
                        batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
-                       STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, CHUNK: gl.constexpr,
-                       COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
-    """16 input channels, or 24."""
+                       STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
+                       CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    """Warps share pixels and split hidden channels (WARPS_N), or the other way round. IN_CHANNELS is a multiple of 8 up to 40."""
     begin_gluon(DEPENDENT_LAUNCH)
     ROWS: gl.constexpr = 16 * WARPS_M
     WARPS: gl.constexpr = WARPS_M * WARPS_N
-    PARTS: gl.constexpr = 2 if IN_CHANNELS == 24 else 1
+    PARTS: gl.constexpr = (IN_CHANNELS + 15) // 16
+    dtype: gl.constexpr = x.dtype.element_ty
+    FP32: gl.constexpr = dtype == gl.float32
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS_M, WARPS_N], [16, 8])
-    left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1)
-    right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1)
-    # Warps either share pixels and split channels, or the other way round.
-    APART: gl.constexpr = 16 if WARPS_M > 1 else 0
-    SPLIT: gl.constexpr = 8 if WARPS_N > 1 else 0
-    fours: gl.constexpr = operand_layout(ROWS, 16, 4, WARPS, APART)
-    twos: gl.constexpr = operand_layout(ROWS, 8, 2, WARPS, APART)
-    expand_fours: gl.constexpr = operand_layout(CHUNK, 16, 4, WARPS, SPLIT)
-    expand_twos: gl.constexpr = operand_layout(CHUNK, 8, 2, WARPS, SPLIT)
-    project_twos: gl.constexpr = operand_layout(COLUMNS, CHUNK, 2, WARPS, SPLIT)
+    left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if FP32 else 2)
+    right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if FP32 else 2)
+    sixteen_of_pixels: gl.constexpr = pixels_layout(ROWS, 16, WARPS)
+    eight_of_pixels: gl.constexpr = pixels_layout(ROWS, 8, WARPS)
+    sixteen_of_weights: gl.constexpr = expansion_layout(CHUNK, 16, WARPS_M, WARPS_N)
+    eight_of_weights: gl.constexpr = expansion_layout(CHUNK, 8, WARPS_M, WARPS_N)
+    vectors: gl.constexpr = vector_layout(CHUNK, WARPS_M, WARPS_N)
 
     pixels = batch * out_height * out_width
     first = gl.program_id(0) * ROWS
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, mma))
     mma_y = STRIDE * ((first + rows) // out_width % out_height) - top
     mma_z = STRIDE * ((first + rows) % out_width) - left
-    p = gl.minimum(first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, fours)), pixels - 1)
+    p = gl.minimum(first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, sixteen_of_pixels)), pixels - 1)
     image = p // (out_height * out_width)
     y = STRIDE * (p // out_width % out_height) - top
     z = STRIDE * (p % out_width) - left
+    # All that the tile reads, in registers.
     taps = ()
     highs = ()
     for t in gl.static_range(9):
+        # Out of the image any pixel of the window serves: its hidden values are clamped to 0.
         iy = gl.minimum(gl.maximum(y + t // 3, 0), height - 1)
         iz = gl.minimum(gl.maximum(z + t % 3, 0), width - 1)
         near = x + ((image * height + iy) * width + iz) * IN_CHANNELS
-        taps = taps + (load_pixels_fp32(near, 0, 4, fours, left_operand),)
-        if PARTS == 2:
-            taps = taps + (load_pixels_fp32(gl.convert_layout(near, gl.SliceLayout(1, twos)), 16, 2, twos, left_operand),)
+        for part in gl.static_range(PARTS):
+            taps = taps + (load_channels(near, 16 * part, sixteen_of_pixels if 16 * part + 16 <= IN_CHANNELS else eight_of_pixels, left_operand),)
         inside = (mma_y + t // 3 >= 0) & (mma_y + t // 3 < height) & (mma_z + t % 3 >= 0) & (mma_z + t % 3 < width)
-        highs = highs + (gl.where(inside, high, 0.0)[:, None],)
+        highs = highs + (gl.where(inside, high, 0.0).to(dtype)[:, None],)
 
-    columns = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma))
     zero = gl.zeros([ROWS, CHUNK], gl.float32, layout=mma)
     # A zero that the compiler does not see through: it would keep one register for the bias of several rows, and copy it into
     # the four that a product starts from, again and again.
     nought = (mma_z.to(gl.float32) * 0.0)[:, None]
+    diagonal = diagonal_mask(rows, gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma)))
+    highest = gl.full([1, 1], high, gl.float32, layout=mma).to(dtype)
     result = gl.zeros([ROWS, COLUMNS], gl.float32, layout=mma)
     if COLUMNS2 > 0:
         result2 = gl.zeros([ROWS, COLUMNS2], gl.float32, layout=mma)
-        project_twos2: gl.constexpr = operand_layout(COLUMNS2, CHUNK, 2, WARPS, SPLIT)
     for begin in range(0, HIDDEN, CHUNK):
         start = begin
         if HIDDEN % CHUNK != 0:  # see effnet_mbconv
             start = gl.multiple_of(gl.minimum(begin, HIDDEN - CHUNK), 16)
-        w = load_weights_fp32(expand_weight, IN_CHANNELS, start, CHUNK, HIDDEN, 0, 0, 16, 4, expand_fours, right_operand)
-        if PARTS == 2:
-            w2 = load_weights_fp32(expand_weight, IN_CHANNELS, start, CHUNK, HIDDEN, 0, 16, 8, 2, expand_twos, right_operand)
-        bias = gl.load(expand_bias + start + columns)[None, :] + nought
-        total = gl.load(depthwise_bias + start + columns)[None, :] + zero
+        weights = ()
+        for part in gl.static_range(PARTS):
+            weights = weights + (load_expand_weight(expand_weight, IN_CHANNELS, start, 16 * part, WARPS_N, sixteen_of_weights if 16 * part + 16 <= IN_CHANNELS else eight_of_weights, right_operand),)
+        bias = load_hidden(expand_bias, start, WARPS_N, vectors, mma) + nought
+        total = load_hidden(depthwise_bias, start, WARPS_N, vectors, mma) + zero
         for t in gl.static_range(9):
-            value = mma_v2(taps[t * PARTS], w, bias, input_precision="tf32")
-            if PARTS == 2:
-                value = mma_v2(taps[t * PARTS + 1], w2, value, input_precision="tf32")
-            total = add_tap_fp32(value, total, gl.load(depthwise_weight + t * HIDDEN + start + columns)[None, :], highs[t])
-        filtered = gl.convert_layout(depth_last(to_tf32(activate_fp32(total, high)), 2), left_operand)
-        project = load_weights_fp32(project_weight, HIDDEN, 0, COLUMNS, out_channels, begin, start, CHUNK, 2, project_twos, right_operand)
-        result = mma_v2(filtered, project, result, input_precision="tf32")
+            value = bias
+            for part in gl.static_range(PARTS):
+                value = mma_v2(taps[t * PARTS + part], weights[part], value, input_precision="tf32")
+            tap = load_hidden(depthwise_weight + t * HIDDEN, start, WARPS_N, vectors, mma)
+            if FP32:
+                total = add_tap_fp32(value, total, tap, highs[t])
+            else:
+                total = add_tap(value, total, on_diagonal(tap, diagonal), highs[t])
+        if FP32:
+            filtered = tile_depth(to_tf32(activate_fp32(total, high)))
+        else:
+            filtered = activate(total, highest)
+        filtered = gl.convert_layout(filtered, left_operand)
+        result = project_wide(filtered, project_weight, result, HIDDEN, begin, start, 0, out_channels, WARPS_N, projection_layout(COLUMNS, CHUNK, WARPS_M, WARPS_N), right_operand)
         if COLUMNS2 > 0:
-            project2 = load_weights_fp32(project_weight, HIDDEN, COLUMNS, COLUMNS2, out_channels, begin, start, CHUNK, 2, project_twos2, right_operand)
-            result2 = mma_v2(filtered, project2, result2, input_precision="tf32")
-    eights: gl.constexpr = gl.BlockedLayout([1, 4], [128 // COLUMNS, COLUMNS // 4], [WARPS, 1], [1, 0])
-    store_tile(result, project_bias, residual, out, first, pixels, out_channels, flags, 0, COLUMNS, eights)
+            result2 = project_wide(filtered, project_weight, result2, HIDDEN, begin, start, COLUMNS, out_channels, WARPS_N, projection_layout(COLUMNS2, CHUNK, WARPS_M, WARPS_N), right_operand)
+    VECTOR: gl.constexpr = 4 if FP32 else 8
+    stores: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 * VECTOR // COLUMNS, COLUMNS // VECTOR], [WARPS, 1], [1, 0])
+    store_tile(result, project_bias, residual, out, first, pixels, out_channels, flags, 0, COLUMNS, stores)
     if COLUMNS2 > 0:
-        eights2: gl.constexpr = gl.BlockedLayout([1, 4], [128 // COLUMNS2, COLUMNS2 // 4], [WARPS, 1], [1, 0])
-        store_tile(result2, project_bias, residual, out, first, pixels, out_channels, flags, COLUMNS, COLUMNS2, eights2)
+        stores2: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 * VECTOR // COLUMNS2, COLUMNS2 // VECTOR], [WARPS, 1], [1, 0])
+        store_tile(result2, project_bias, residual, out, first, pixels, out_channels, flags, COLUMNS, COLUMNS2, stores2)
 
 
 # (input channels, columns of the projection in two parts, stride): the blocks of ModelNew, MobileNetV2 and EfficientNet-Lite
@@ -503,16 +567,17 @@ def variants():
                 yield without_expansion(precision, columns, steps, warps)
 
 
-# The same in float32, and (warps along pixels, along hidden channels, hidden channels in a chunk).
+# With wide loads; in float32 the operands of more channels do not fit into the registers.
 BLOCKS_FP32 = [(16, 16, 0, 1), (16, 16, 8, 1), (16, 16, 0, 2), (16, 16, 8, 2), (24, 32, 0, 1), (24, 32, 0, 2), (24, 32, 8, 2)]
-WARPS_FP32 = [(1, 1, 16), (2, 1, 16), (4, 1, 16), (1, 1, 32), (2, 1, 32), (1, 2, 16), (1, 2, 32), (1, 4, 32)]
+# Warps along pixels, along hidden channels, and hidden channels in a chunk.
+WARPS_WIDE = [(1, 1, 16), (2, 1, 16), (4, 1, 16), (1, 1, 32), (2, 1, 32), (4, 1, 32), (1, 2, 32), (1, 4, 64)]
 
 
 def candidates():
     shipped = {v.name for v in variants()}
-    tried = [expanding_fp32(*block, *warps) for block in BLOCKS_FP32 for warps in WARPS_FP32]
+    tried = [wide(precision, *block, *warps) for precision in ("fp16", "bf16", "tf32") for block in (BLOCKS_FP32 if precision == "tf32" else BLOCKS) for warps in WARPS_WIDE]
     for precision in ("fp16", "bf16"):
-        tried += [expanding(precision, *block, *warps) for block in BLOCKS for warps in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4))]
+        tried += [expanding(precision, *block, *warps) for block in BLOCKS for warps in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (1, 1, 32), (2, 1, 32), (4, 1, 32))]
     for precision in ("fp16", "bf16", "tf32"):
         tried += [without_expansion(precision, columns, steps, warps) for columns in (16, 32) for steps in (2, 4, 8, 16, 32) for warps in (1, 2, 4)]
     yield from (v for v in tried if v.name not in shipped)
@@ -526,34 +591,32 @@ def parameters(precision):
 DIVISIBLE = {**{p: 16 for p in POINTERS}, "out_channels": 8}
 
 
-def expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_n):
+def expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk=None):
+    """chunk: hidden channels at a time, 16 a warp unless told."""
     depth, depth2 = DEPTHS[in_channels]
+    own = f"_w{warps_n}" if chunk else ""
+    chunk = chunk or 16 * warps_n
     return Variant(
         op="mbconv",
-        name=f"{precision}_c{in_channels}_s{stride}_{16 * warps_m}x{columns + columns2}x{16 * warps_n}",
+        name=f"{precision}_c{in_channels}_s{stride}_{16 * warps_m}x{columns + columns2}x{chunk}{own}",
         kernel=effnet_mbconv,
-        parameters=parameters(precision),
+        parameters=parameters("fp32" if precision == "tf32" else precision),
         constants={"STRIDE": stride, "IN_CHANNELS": in_channels, "HIDDEN": EXPANSION * in_channels, "DEPTH": depth, "DEPTH2": depth2, "COLUMNS": columns, "COLUMNS2": columns2,
-                   "WARPS_M": warps_m, "WARPS_N": warps_n},
+                   "CHUNK": chunk, "WARPS_M": warps_m, "WARPS_N": warps_n},
         attributes={"precision": PRECISION_CODES[precision], "expand": 1, "in_channels": in_channels, "stride": stride, "columns": columns + columns2,
-                    "block_m": 16 * warps_m, "chunk": 16 * warps_n, "steps": 1},
+                    "block_m": 16 * warps_m, "chunk": chunk, "steps": 1},
         divisible=DIVISIBLE,
         num_warps=warps_m * warps_n,
     )
 
 
-def expanding_fp32(in_channels, columns, columns2, stride, warps_m, warps_n, chunk):
-    return Variant(
-        op="mbconv",
-        name=f"tf32_c{in_channels}_s{stride}_{16 * warps_m}x{columns + columns2}x{chunk}" + (f"_w{warps_n}" if warps_n > 1 else ""),
-        kernel=effnet_mbconv_fp32,
-        parameters=parameters("fp32"),
-        constants={"STRIDE": stride, "IN_CHANNELS": in_channels, "HIDDEN": EXPANSION * in_channels, "CHUNK": chunk, "COLUMNS": columns, "COLUMNS2": columns2,
-                   "WARPS_M": warps_m, "WARPS_N": warps_n},
-        attributes={"precision": PRECISION_CODES["tf32"], "expand": 1, "in_channels": in_channels, "stride": stride, "columns": columns + columns2,
-                    "block_m": 16 * warps_m, "chunk": chunk, "steps": 1},
-        divisible=DIVISIBLE,
-        num_warps=warps_m * warps_n,
+def wide(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk):
+    like = expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk)
+    return replace(
+        like,
+        name=like.name.replace(f"{precision}_", f"{precision}_wide_"),
+        kernel=effnet_mbconv_wide,
+        constants={name: value for name, value in like.constants.items() if not name.startswith("DEPTH")},
     )
 
 
