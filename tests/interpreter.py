@@ -12,6 +12,7 @@ import json
 import sys
 import traceback
 from fnmatch import fnmatch
+from functools import cache
 from importlib import import_module
 from math import ceil, inf
 from pathlib import Path
@@ -45,9 +46,13 @@ def nhwc(x):
     return x.permute(0, 2, 3, 1).contiguous()
 
 
+@cache
 def variants(op):
-    """Those in Triton: there is no interpreter of Gluon, whose layouts are the hardware's. They run in the GPU suite alone."""
-    return {v.name: v for v in import_module(f"triton_src.{op}").variants() if not isinstance(v.kernel, GluonJITFunction)}
+    """Those in Triton: there is no interpreter of Gluon, whose layouts are the hardware's. They run in the GPU suite alone.
+    And split products, which only candidates are so far: one of each precision, height and number of splits."""
+    module = import_module(f"triton_src.{op}")
+    split = {(v.precision, v.constants["BLOCK_M"], v.constants["SPLITS"]): v for v in getattr(module, "candidates", list)() if v.constants.get("SPLITS", 1) > 1}
+    return {v.name: v for v in [*module.variants(), *split.values()] if not isinstance(v.kernel, GluonJITFunction)}
 
 
 def to_tf32(values):

@@ -17,13 +17,14 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 BN6 = dict(epilogue="bn", activation="relu6")
 NAN, INF = "nan", "inf"
 
-# Every variant that ships; the generic ones on sizes that are multiples of nothing. More than one tile each way, and a
-# depth that is no multiple of BLOCK_K. Then what the variants have in common, on the smallest of them.
+# Every variant that ships, and split products; the generic ones on sizes that are multiples of nothing. More than one tile
+# each way, and a depth that is no multiple of BLOCK_K. Then what the variants have in common, on the smallest of them.
 CASES = {
     "pointwise": [
         dict(variant="*_aligned_*", shape=(2, 72, 8, 9, 40), **BN6, fp32_vectors=True, residual=True),
         dict(variant="*_folded_*", shape=(2, 72, 8, 9, 40), epilogue="bias", activation="relu6", fp32_vectors=True, residual=True),
         dict(variant="fp16_nhwc_folded_*", shape=(1, 8, 3, 3, 8), epilogue="none"),
+        dict(variant="*_k?_*", shape=(1, 552, 5, 7, 72), epilogue="bias", activation="relu6", residual=True),
         dict(variant="*_generic_*", shape=(2, 71, 5, 7, 67), **BN6, residual=True),
         *[
             dict(variant=f"{precision}_{layout}_generic_*", shape=(2, 20, 5, 3, 24), epilogue=epilogue, activation=activation, fp32_vectors=fp32, residual=residual)
@@ -106,6 +107,7 @@ CASES = {
         dict(variant="*_aligned_*", shape=(70, 264, 72)),
         dict(variant="*_generic_*", shape=(37, 71, 67), fp32_vectors=True),
         dict(variant="fp16_*", shape=(1, 40, 24), epilogue="none"),
+        dict(variant="*_k?_*", shape=(35, 552, 72)),
         dict(variant="fp32_*", shape=(1, 40, 24), epilogue="bn", activation="relu6"),
         dict(variant="fp16_generic_*", shape=(3, 20, 5), special=[(NAN, (0, 3)), (INF, (1, 0))]),
     ],

@@ -3,6 +3,9 @@
 Two things here are for accuracy alone. TF32: the tensor cores cut a float32 to ten bits of mantissa, so it is rounded
 first (half the error, and no bias). Float32: one running sum over all of the depth would collect the rounding errors of
 a thousand additions; each BLOCK_K is summed for itself and then added to the total.
+
+Split: with few rows and a deep product a program's time is the latency of its trips, and its warps, side by side along
+the columns, all read the same rows from shared memory. Instead each warp multiplies a depth of its own, for the whole tile.
 """
 
 import triton
@@ -42,6 +45,36 @@ def accumulate_rows(x, weight, rows, columns, row_mask, column_mask, depth,
         b = tl.load(weight_tile + start, mask=column_mask[None, :] & inside[:, None], other=0.0)
         accumulator = accumulate(accumulator, a, b, depth, PRECISION)
     return accumulator
+
+
+@triton.jit
+def accumulate_split_rows(x, weight, rows, columns, row_mask, column_mask, depth,
+                          BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr):
+    """accumulate_rows as a batch of SPLITS products, each over its own BLOCK_K of every SPLITS * BLOCK_K of the depth."""
+    k = tl.arange(0, SPLITS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    # What the hint says of the splits is not so. It only ranks them before the rows, as loads are vectorized along the depth
+    # alone: the lanes of a warp then run along depth and splits, a thread's loads differ by their rows and share one mask,
+    # and shared memory is swizzled by rows. Ranked behind them, 16 rows are swizzled by splits: conflicts on all of the banks.
+    x_tile = tl.max_contiguous(x + rows[None, :, None] * depth + k[:, None, :], (2, 1, BLOCK_K))
+    weight_tile = tl.max_contiguous(weight + columns[None, None, :] * depth + k[:, :, None], (2, BLOCK_K, 1))
+    accumulator = tl.zeros((SPLITS, BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, depth, SPLITS * BLOCK_K):
+        inside = start + k < depth
+        a = tl.load(x_tile + start, mask=row_mask[None, :, None] & inside[:, None, :], other=0.0)
+        b = tl.load(weight_tile + start, mask=column_mask[None, None, :] & inside[:, :, None], other=0.0)
+        accumulator = accumulate(accumulator, a, b, depth, PRECISION)
+    return sum_of_splits(tl.permute(accumulator, (1, 2, 0)), BLOCK_M, BLOCK_N, SPLITS)
+
+
+@triton.jit
+def sum_of_splits(parts, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr):
+    """(BLOCK_M, BLOCK_N, SPLITS) summed over the splits, in pairs: tl.split wants a pair in one thread, so the parts change
+    places once, to where the result is stored from. tl.sum leaves a copy of the result in every warp, by way of shuffles."""
+    one, other = tl.split(tl.reshape(parts, (BLOCK_M, BLOCK_N, SPLITS // 2, 2)))
+    if SPLITS == 2:
+        return tl.reshape(one + other, (BLOCK_M, BLOCK_N))
+    else:
+        return sum_of_splits(one + other, BLOCK_M, BLOCK_N, SPLITS // 2)
 
 
 @triton.jit

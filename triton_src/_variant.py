@@ -16,7 +16,7 @@ class Variant:
 
     An op's variants() ship, and the C++ side chooses among them where the tuning table says nothing. Its candidates() are
     what tuning tries besides. `loads` counts the tensors that the innermost loop reads: from three on, registers are too
-    dear for more than 4 warps and 2 stages.
+    dear for more than 4 warps and 2 stages. `base_warps` are those that a tile is compiled with first: a warp a split.
     """
 
     op: str
@@ -29,6 +29,7 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 2
     loads: int = 2
+    base_warps: int = 4
 
     @property
     def precision(self):
@@ -48,3 +49,15 @@ SCHEDULES = ((4, 2), (4, 3), (8, 2), (8, 3))
 def tiles(rows, columns, depths, areas=(1024, 8192)):
     """(BLOCK_M, BLOCK_N, BLOCK_K) of all combinations whose output tile has so many elements."""
     return [(m, n, k) for m in rows for n in columns for k in depths if areas[0] <= m * n <= areas[1]]
+
+
+def split_schedules(precision):
+    """What variant() takes for a product whose depth is split across the warps. For few rows and a deep product alone: a
+    warp's tile is the program's, so larger ones are short of registers. A split's part of a row is 64 or 128 bytes."""
+    shapes = [(16, 16, 64), (16, 16, 128), (16, 32, 64), (16, 32, 128), (16, 64, 64), (32, 16, 64), (32, 16, 128), (32, 32, 64)]
+    size = {"fp16": 2, "bf16": 2, "tf32": 4}.get(precision)
+    for m, n, part in shapes if size else ():
+        k = part // size
+        for splits in (4, 8):
+            for stages in (2, 3, 4):
+                yield {"m": m, "n": n, "k": k, "warps": splits, "stages": stages, "schedule": f"w{splits}s{stages}_k{splits}_", "splits": splits}

@@ -8,14 +8,15 @@ import triton
 import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
-from ._gemm import accumulate_rows
+from ._gemm import accumulate_rows, accumulate_split_rows
 from ._launch import begin
-from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
+from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_schedules, tiles
 
 
 @triton.jit
 def effnet_linear(x, weight, p0, p1, p2, p3, out, rows, out_features, in_features, eps, low, high, flags,
-                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, SPLITS: tl.constexpr,
+                  DEPENDENT_LAUNCH: tl.constexpr):
     begin(DEPENDENT_LAUNCH)
     column_tiles = tl.cdiv(out_features, BLOCK_N)
     m = (tl.program_id(0) // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -23,7 +24,10 @@ def effnet_linear(x, weight, p0, p1, p2, p3, out, rows, out_features, in_feature
     in_m = m < rows
     in_n = n < out_features
     affine = load_affine(p0, p1, p2, p3, n, in_n, eps, flags)
-    y = accumulate_rows(x, weight, m, n, in_m, in_n, in_features, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    if SPLITS == 1:
+        y = accumulate_rows(x, weight, m, n, in_m, in_n, in_features, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    else:
+        y = accumulate_split_rows(x, weight, m, n, in_m, in_n, in_features, BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, PRECISION)
     y = activate(apply_affine(y, affine, 1, out.dtype.element_ty == tl.float32), low, high)
     tl.store(out + m[:, None] * out_features + n[None, :], y.to(out.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
@@ -59,9 +63,11 @@ def candidates():
         for m, n, k in TRIED["fp16" if precision == "bf16" else precision]:
             for warps, stages in ((4, 2), (4, 3), (4, 4)):
                 yield variant(precision, True, m, n, k, warps, stages, f"w{warps}s{stages}_")
+        for schedule in split_schedules(precision):
+            yield variant(precision, True, **schedule)
 
 
-def variant(precision, aligned, m, n, k, warps, stages, schedule=""):
+def variant(precision, aligned, m, n, k, warps, stages, schedule="", splits=1):
     dtype, arithmetic = PRECISIONS[precision]
     return Variant(
         op="linear",
@@ -69,9 +75,10 @@ def variant(precision, aligned, m, n, k, warps, stages, schedule=""):
         kernel=effnet_linear,
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                     "rows": "i32", "out_features": "i32", "in_features": "i32", **PARAMETERS},
-        constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic},
+        constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic, "SPLITS": splits},
         attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n},
         divisible={"x": 16, "weight": 16, "out": 16, "in_features": 8, "out_features": 8} if aligned else {},
         num_warps=warps,
         num_stages=stages,
+        base_warps=max(4, splits),
     )

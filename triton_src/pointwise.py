@@ -1,6 +1,6 @@
 """1x1 convolution: out[p, o] = activation(affine(sum_c x[p, c] weight[o, c]) + residual[p, o]).
 
-channels_last: one matrix product over all batch * height * width pixels, x row-major.
+channels_last: one matrix product over all batch * height * width pixels, x row-major; its depth may be split across warps.
 NCHW: a product an image, weight @ x, so that the pixels stay the fastest axis of loads and stores.
 A program computes one tile of pixels by output channels; neighbouring programs share the pixels.
 """
@@ -9,15 +9,15 @@ import triton
 import triton.language as tl
 
 from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine, load_bias
-from ._gemm import accumulate_planes, accumulate_rows
+from ._gemm import accumulate_planes, accumulate_rows, accumulate_split_rows
 from ._launch import begin
-from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
+from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_schedules, tiles
 
 
 @triton.jit
 def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_channels, in_channels, eps, low, high, flags,
                      CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                     PRECISION: tl.constexpr, FOLDED: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+                     PRECISION: tl.constexpr, FOLDED: tl.constexpr, SPLITS: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
     begin(DEPENDENT_LAUNCH)
     # `pixels` counts those of the whole batch (channels_last) or of one image (NCHW).
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
@@ -28,7 +28,10 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
     if CHANNELS_LAST:
         p = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         in_p = p < pixels
-        y = accumulate_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+        if SPLITS == 1:
+            y = accumulate_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+        else:
+            y = accumulate_split_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, PRECISION)
         y = apply_affine(y, affine, 1, out.dtype.element_ty == tl.float32, FOLDED)
         where = p[:, None] * out_channels + o[None, :]
         mask = in_p[:, None] & in_out[None, :]
@@ -88,9 +91,11 @@ def candidates():
             # Small tiles are for few pixels and many channels: only more loads in flight shorten their loop.
             for warps, stages in (*SCHEDULES, *(((4, 4), (4, 5)) if m * n <= 2048 else ())):
                 yield variant(precision, "nhwc", "aligned" if precision == "fp32" else "folded", m, n, k, warps, stages, f"w{warps}s{stages}_")
+        for schedule in split_schedules(precision):
+            yield variant(precision, "nhwc", "folded", **schedule)
 
 
-def variant(precision, layout, kind, m, n, k, warps, stages, schedule=""):
+def variant(precision, layout, kind, m, n, k, warps, stages, schedule="", splits=1):
     dtype, arithmetic = PRECISIONS[precision]
     # 16-byte loads run along the channels in NHWC, along the pixels in NCHW; the weight's always along the channels.
     multiples = {"x": 16, "weight": 16, "residual": 16, "out": 16, "in_channels": 8}
@@ -102,10 +107,11 @@ def variant(precision, layout, kind, m, n, k, warps, stages, schedule=""):
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "residual", "out")},
                     "pixels": "i32", "out_channels": "i32", "in_channels": "i32", **PARAMETERS},
         constants={"CHANNELS_LAST": layout == "nhwc", "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic,
-                   "FOLDED": kind == "folded"},
+                   "FOLDED": kind == "folded", "SPLITS": splits},
         attributes={"precision": PRECISION_CODES[precision], "channels_last": layout == "nhwc", "aligned": kind != "generic", "folded": kind == "folded",
                     "block_m": m, "block_n": n},
         divisible=multiples if kind != "generic" else {},
         num_warps=warps,
         num_stages=stages,
+        base_warps=max(4, splits),
     )

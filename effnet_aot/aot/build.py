@@ -69,7 +69,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     if candidates is not None:
         tried = [v for v in select(known, *candidates) if cached(v, targets[0]) not in {cached(d, targets[0]) for d in defaults}]
         count += compiled([v for v in tried if is_conservative(v)])
-        registers = {tile(v): scarcest(reports(v)) for v in [*tried, *defaults] if (v.num_warps, v.num_stages) == (4, 2)}
+        registers = {tile(v): scarcest(reports(v)) for v in [*tried, *defaults] if (v.num_warps, v.num_stages) == (v.base_warps, 2)}
         admitted = [v for v in tried if admits(v, registers.get(tile(v)))]
         count += compiled(admitted)
         added, tuned = [v for v in admitted if all(fits(target, report) for target, report in reports(v).items())], []

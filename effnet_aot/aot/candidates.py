@@ -1,7 +1,8 @@
 """Which of the candidates are worth compiling and measuring, by what the compiler says of them.
 
 A kernel that leaves registers unused can afford more warps and deeper prefetching; one that is short of them loses by
-both. So every tile is compiled with 4 warps and 2 stages first, and the registers of that decide what else is tried.
+both. So every tile is compiled with 4 warps (split ones: a warp a split) and 2 stages first, and the registers of that
+decide what else is tried.
 """
 
 SPARE, SCARCE = 96, 128  # registers a thread
@@ -17,7 +18,7 @@ def fits(target, report):
 
 
 def is_conservative(variant):
-    return variant.num_warps <= 4 and variant.num_stages <= 2
+    return variant.num_warps <= variant.base_warps and variant.num_stages <= 2
 
 
 def tile(variant):
@@ -27,9 +28,9 @@ def tile(variant):
 
 
 def admits(variant, registers):
-    """Whether the variant is worth trying, where its tile with 4 warps and 2 stages takes so many registers (None: spills)."""
+    """Whether the variant is worth trying, where its tile with the base warps and 2 stages takes so many registers (None: spills)."""
     if is_conservative(variant):
         return True
     if registers is None or registers > SCARCE or variant.loads >= MANY_LOADS:
         return False
-    return registers < SPARE or variant.num_warps <= 4
+    return registers < SPARE or variant.num_warps <= variant.base_warps
