@@ -19,6 +19,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import HAS_BIAS, PARAMETERS, activate, apply_affine, load_affine
+from ._gluon import clamp, to_tf32
 from ._launch import begin, begin_gluon
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
@@ -70,15 +71,6 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
     else:
         where = (image * out_channels + o)[:, None] * plane + p[None, :]
     tl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
-
-
-CLAMP = gl.constexpr("max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;")
-ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
-
-
-@gluon.jit
-def to_tf32(x):
-    return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -134,8 +126,7 @@ def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, widt
     result = gl.convert_layout(result, rows_of_vectors)
     if (flags & HAS_BIAS) != 0:
         result += gl.load(p0 + o, mask=o < out_channels, other=0.0)[None, :]
-    result = gl.inline_asm_elementwise(CLAMP, "=f,f,f,f", [result, low, high], dtype=gl.float32, is_pure=True, pack=1)
-    gl.store(out + (image * plane + p)[:, None] * out_channels + o[None, :], result.to(dtype), mask=(p < plane)[:, None] & (o < out_channels)[None, :])
+    gl.store(out + (image * plane + p)[:, None] * out_channels + o[None, :], clamp(result, low, high).to(dtype), mask=(p < plane)[:, None] & (o < out_channels)[None, :])
 
 
 # BLOCK_M, BLOCK_N, BLOCK_K, warps

@@ -6,9 +6,11 @@ the depthwise sum; the finished chunk is at once one step of the projection. The
 hidden tile times a diagonal matrix, because its operand layout is the layout in which the expansion leaves its result.
 Out of the image a hidden value is zero whatever the bias: its upper clamp is lowered to 0 there, at no cost.
 
+effnet_mbconv_wide: the same with channels renamed, so that a thread loads 8 or 16 bytes at a time, and for float32, too.
+
 effnet_depthwise_project: blocks without expansion. A program owns a column of pixels and walks down the rows.
 
-In Gluon, for its control over register layouts. Both want channels_last, ReLU6 (or any clamp to [0, high]), float32 biases
+In Gluon, for its control over register layouts. All want channels_last, ReLU6 (or any clamp to [0, high]), float32 biases
 and the depthwise weight stored tap by tap.
 """
 
@@ -19,6 +21,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import HAS_RESIDUAL
+from ._gluon import clamp, to_tf32
 from ._launch import begin_gluon
 from ._variant import PRECISION_CODES, Variant
 
@@ -301,7 +304,7 @@ def effnet_depthwise_project(x, expand_weight, expand_bias, depthwise_weight, de
         row = first_y + step - 2
         if (step >= 2) & (row < out_height):
             if FP32:
-                filtered = to_tf32(activate_fp32(a, high))
+                filtered = to_tf32(clamp(a, 0.0, high))
             else:
                 filtered = activate(a, highest)
             result = mma_v2(gl.convert_layout(filtered, left_operand), project_weights, gl.zeros([ROWS, COLUMNS], gl.float32, layout=mma), input_precision="tf32")
@@ -321,28 +324,12 @@ def effnet_depthwise_project(x, expand_weight, expand_bias, depthwise_weight, de
 # in each tile of 8 columns. Of 16 input channels it has four in a row.
 # In float32 the products are TF32's and the depthwise sum is made of multiply-adds, in float32, as PyTorch makes it.
 ADD_TAP_FP32 = gl.constexpr("{ .reg .f32 v; max.NaN.f32 v, $1, 0f00000000; min.NaN.f32 v, v, $4; fma.rn.f32 $0, v, $3, $2; }")
-ACTIVATE_FP32 = gl.constexpr("max.NaN.f32 $0, $1, 0f00000000; min.NaN.f32 $0, $0, $2;")
-ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
 
 
 @gluon.jit
 def add_tap_fp32(hidden, total, weight, high):
     """total + clamp(hidden, 0, high) * weight."""
     return gl.inline_asm_elementwise(ADD_TAP_FP32, "=f,f,f,f,f", [hidden, total, weight, high], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def activate_fp32(x, high):
-    return gl.inline_asm_elementwise(ACTIVATE_FP32, "=f,f,f", [x, high], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def to_tf32(x):
-    """float32 as the tensor cores should see it: rounded where they would cut off."""
-    if x.dtype == gl.float32:
-        return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
-    else:
-        return x
 
 
 @gluon.constexpr_function
@@ -523,7 +510,7 @@ def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwis
             else:
                 total = add_tap(value, total, on_diagonal(tap, diagonal), highs[t])
         if FP32:
-            filtered = tile_depth(to_tf32(activate_fp32(total, high)))
+            filtered = tile_depth(to_tf32(clamp(total, 0.0, high)))
         else:
             filtered = activate(total, highest)
         filtered = gl.convert_layout(filtered, left_operand)
