@@ -4,13 +4,9 @@ Addresses are made up: nothing is computed. The right numbers are the business o
 """
 
 import ctypes
-import importlib.util
 import os
 import re
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from math import ceil, inf, prod
-from pathlib import Path
 
 import pytest
 import stub_cuda
@@ -45,26 +41,7 @@ def launch(op, device=0, stream=STREAM, **changes):
 @pytest.fixture(scope="module")
 def few_images(tmp_path_factory):
     """The torch-free part of the library over few_images.cpp instead of the generated registry."""
-    spec = importlib.util.find_spec("triton")
-    if spec is None:
-        pytest.skip("cuda.h comes with triton")
-    headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
-    folder = tmp_path_factory.mktemp("few_images")
-    csrc = stub_cuda.ROOT / "csrc"
-    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "mbconv", "tuning")
-    sources = [csrc / f"{stem}.cpp" for stem in stems] + [stub_cuda.HERE / "few_images.cpp"]
-
-    def compile(source):
-        target = folder / f"{source.stem}.o"
-        flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{headers}"]
-        subprocess.run([stub_cuda.CXX, *flags, "-c", source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile, sources))
-    library = folder / "libfew_images.so"
-    subprocess.run([stub_cuda.CXX, "-shared", "-Wl,-z,defs", *objects, "-ldl", "-pthread", "-o", library], check=True)
-    return {"library": library, "dependencies": ()}
+    return stub_cuda.torch_free_library(tmp_path_factory.mktemp("few_images"), stub_cuda.HERE / "few_images.cpp")
 
 
 # ---- which variant ----

@@ -1,7 +1,6 @@
 """The op `network` against the single ops: numbers, gradients, tracing, errors, and what it launches on CUDA (a stub's)."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from op_cases import IMAGE_LAYOUTS, lay_out
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
-import effnet_aot
 from effnet_aot import ops
 from effnet_aot.ops import Network, Program
 from effnet_aot.ops.network import KINDS, decomposed

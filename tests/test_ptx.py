@@ -54,10 +54,7 @@ print(json.dumps([driver.cuLaunchKernelEx(ctypes.byref(config), function, parame
 
 
 def execute(stub, body):
-    sizes = stub.folder / "by_hand"
-    sizes.write_text("by_hand 8 4\n")
-    environment = stub.executing(stub.new_log(), parameters=str(sizes))
-    done = subprocess.run([sys.executable, "-c", CHILD], input=KERNEL.replace("BODY", body), env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CHILD], input=KERNEL.replace("BODY", body), env=stub.executing(stub.new_log()), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     status, out = json.loads(done.stdout)
     return status, out, done.stderr

@@ -2,7 +2,6 @@
 is a stub and the clock is a list."""
 
 import functools
-import importlib.util
 import json
 import os
 import shutil
@@ -273,10 +272,7 @@ TUNED = [line("tuned_32", 2), line("tuned_64", 40), line("default_small", 2, sha
 @pytest.fixture(scope="module")
 def tuned_library(tmp_path_factory):
     """The torch-free part of the library over a registry that the build wrote, with images that the stub takes."""
-    spec = importlib.util.find_spec("triton")
-    if spec is None:
-        pytest.skip("cuda.h comes with triton")
-    folder, csrc = tmp_path_factory.mktemp("tuned_library"), stub_cuda.ROOT / "csrc"
+    folder = tmp_path_factory.mktemp("tuned_library")
     variants, images = [], []
     for name, block in (DEFAULTS | CANDIDATES).items():
         attributes = {"precision": 0, "channels_last": 1, "aligned": 1, "block_m": block, "block_n": block}
@@ -287,13 +283,7 @@ def tuned_library(tmp_path_factory):
             numbers = {field.name: 0 for field in fields(Image)} | {"registers": 64, "shared": 1024, "threads": 128}
             images.append(Image(**{**numbers, "variant": variants[-1], "target": target, "data": data}))
     registry = write_registry(folder, variants, images, {"triton": "none", "ptxas": "none"}, {f"pointwise/{name}" for name in DEFAULTS}, TUNED)[0]
-    headers = Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
-    names = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "mbconv", "tuning")
-    library = folder / "libtuned.so"
-    flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{headers}", f"-Wa,-I{folder}"]
-    sources = [*(csrc / f"{name}.cpp" for name in names), registry]
-    subprocess.run([stub_cuda.CXX, *flags, "-shared", "-Wl,-z,defs", *sources, "-ldl", "-pthread", "-o", library], check=True)
-    return {"library": library, "dependencies": ()}
+    return stub_cuda.torch_free_library(folder, registry)
 
 
 def launch(batch, **changes):

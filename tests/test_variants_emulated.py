@@ -1,5 +1,6 @@
 """Every variant in the library without a GPU: the launcher hands the PTX that ships to a driver that executes it on the CPU."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -7,7 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from stub_cuda import torch_free_library
 from variants import EMBEDDED
+
+from effnet_aot.aot.architectures import Target
+from effnet_aot.aot.compiler import compile_variant
+from effnet_aot.aot.registry import Image, write_registry
 
 # A process checks the variants of one op and precision, on one worker.
 GROUPS = {}
@@ -15,13 +21,17 @@ for op, variant in EMBEDDED:
     GROUPS.setdefault((op, variant.split("_")[0]), []).append(variant)
 
 
+def check(stub, names, *library):
+    """What is wrong with each of the variants, None where all is right, and what the driver says."""
+    child = Path(__file__).with_name("variants_child.py")
+    done = subprocess.run([sys.executable, child, *library], input=json.dumps(names), env=stub.executing(stub.new_log()), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return dict(zip([variant for _, variant in names], json.loads(done.stdout), strict=True)), done.stderr
+
+
 @cache
 def outcomes(stub, op, precision):
-    names = [(op, variant) for variant in GROUPS[op, precision]]
-    child = Path(__file__).with_name("variants_child.py")
-    done = subprocess.run([sys.executable, child], input=json.dumps(names), env=stub.executing(stub.new_log()), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return dict(zip(GROUPS[op, precision], json.loads(done.stdout), strict=True)), done.stderr
+    return check(stub, [(op, variant) for variant in GROUPS[op, precision]])
 
 
 @pytest.mark.parametrize(
@@ -34,3 +44,26 @@ def outcomes(stub, op, precision):
 def test_variant(stub, op, precision, variant):
     wrong, stderr = outcomes(stub, op, precision)
     assert not wrong[variant], wrong[variant] + stderr
+
+
+# What tuning tries besides: of every kernel that nothing ships with, the cases of its code.
+CANDIDATES = {
+    "mbconv": ["fp16_wide_c16_s2_32x32x32_w1", "bf16_wide_c24_s1_16x32x32_w2", "fp16_wide_c40_s2_64x80x16_w1", "tf32_wide_c16_s1_16x24x32_w1", "tf32_wide_c24_s2_16x40x64_w4", "tf32_unexpanded_c32_s1_32x16_rows4"],
+    "pointwise": ["fp16_nhwc_folded_w4s3_k4_16x32x64", "tf32_nhwc_folded_w8s2_k8_16x32x16"],
+    "linear": ["bf16_aligned_w4s2_k4_32x16x64"],
+}  # fmt: skip
+
+
+@pytest.mark.xdist_group("stub_cuda")
+def test_candidates(stub, tmp_path):
+    variants, images, target = [], [], Target(89, "ptx")
+    for op, names in CANDIDATES.items():
+        known = {v.name: v for v in importlib.import_module(f"triton_src.{op}").candidates()}
+        for variant in (known[name] for name in names):
+            path = tmp_path / variant.name
+            compile_variant(variant, target.capability, path)
+            images.append(Image(variant, target, path.with_suffix(".ptx").read_bytes(), **json.loads(path.with_suffix(".json").read_text())))
+            variants.append(variant)
+    registry = write_registry(tmp_path, sorted(variants, key=lambda v: v.op), images, {"triton": "none", "ptxas": "none"}, {str(v) for v in variants}, [])[0]
+    wrong, stderr = check(stub, [(v.op, v.name) for v in variants], torch_free_library(tmp_path, registry)["library"])
+    assert not any(wrong.values()), "\n".join(filter(None, wrong.values())) + stderr

@@ -1,5 +1,6 @@
 """Checks variants where this process's CUDA driver computes in host memory: the stub that executes PTX. A process of its own,
-because the driver and the kind of image are chosen once a process. Names as JSON on stdin, what was wrong with each on stdout."""
+because the driver and the kind of image are chosen once a process. Names as JSON on stdin, what was wrong with each on stdout;
+the library may be another than the package's."""
 
 import json
 import sys
@@ -21,7 +22,7 @@ def check(target, op, variant):
 
 
 def main():
-    target = Target(c_api.Library(str(_library.PATH)), "cpu")
+    target = Target(c_api.Library(sys.argv[1] if sys.argv[1:] else str(_library.PATH)), "cpu")
     print(json.dumps([check(target, op, variant) for op, variant in json.load(sys.stdin)]))
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_rows, accumulate_split_rows
 from ._launch import begin
-from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_schedules, tiles
+from ._variant import PRECISION_CODES, PRECISIONS, Variant, split_schedules, tiles
 
 
 @triton.jit

@@ -1,15 +1,18 @@
 """Runs the library against a CUDA driver made of nothing (libcuda.cpp), and reads what it asked of it."""
 
 import ast
+import importlib.util
 import json
 import os
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 
 from effnet_aot import _library
@@ -68,6 +71,28 @@ class Run:
     def assert_ok(self):
         assert [r["error"] for r in self.results if r["status"]] == []
         return self
+
+
+def torch_free_library(folder, registry):
+    """The part of the library that knows no torch, over a registry of images other than the one that ships: {"library",
+    "dependencies"} for StubDriver.run. `registry` is its source; what that includes as data lies in `folder`."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        pytest.skip("cuda.h comes with triton")
+    csrc, headers = ROOT / "csrc", Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
+    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "mbconv", "tuning")
+    flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{headers}", f"-Wa,-I{folder}"]
+
+    def compile(source):
+        target = folder / f"{source.stem}.o"
+        subprocess.run([CXX, *flags, "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile, [*(csrc / f"{stem}.cpp" for stem in stems), registry]))
+    library = folder / "libtorch_free.so"
+    subprocess.run([CXX, "-shared", "-Wl,-z,defs", *objects, "-ldl", "-pthread", "-o", library], check=True)
+    return {"library": library, "dependencies": ()}
 
 
 class StubDriver:
