@@ -3,6 +3,7 @@ its docstring's first line is its help."""
 
 import argparse
 import importlib
+import os
 
 COMMANDS = ["run", "bench", "tune", "info", "classify"]
 
@@ -28,6 +29,11 @@ def open_console():
     if not console.is_terminal:
         console.width = max(console.width, 140)
     return console
+
+
+def printable(path):
+    """A path as text, also where its bytes are none."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def positive(text):

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..pictures import MissingPackage, pillow, prepare, read
 from ..pretrained import RELEASES, Classifier, Guess, best
-from . import positive
+from . import positive, printable
 
 SAMPLES = ["coffee.png", "camera.png", "chelsea.png"]  # of scikit-image
 
@@ -144,8 +144,3 @@ def samples(console, device, dtype):
     results = [Result(name, row) for name, row in zip(SAMPLES, guesses, strict=True)]
     console.print(table(results, f"{classifier.name}, pretrained on ImageNet, {str(dtype).removeprefix('torch.')}"))
     return True
-
-
-def printable(path):
-    """A path as text, also where its bytes are none."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..pictures import extensions, prepare, read
 from ..pretrained import RELEASES, best
-from .classify import printable
+from . import printable
 
 
 def classify_folder(arguments, make_classifier, console, errors):
