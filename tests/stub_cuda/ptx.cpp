@@ -12,6 +12,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 namespace ptx {
@@ -104,8 +105,6 @@ struct Block {
   std::vector<u8> shared;
   std::vector<Byte> known;
   u32 epoch = 1;
-  Dim grid, size;
-  unsigned index;
   void** parameters;
 
   void check(s64 address, int bytes) const {
@@ -802,7 +801,7 @@ void launch(const char* image, const std::string& name, Dim grid, Dim size, unsi
   if (size.x % kLanes || size.y != 1 || size.z != 1 || grid.y != 1 || grid.z != 1) fail("PTX: blocks of whole warps along x are all that is known here");
   const int warps = static_cast<int>(size.x) / kLanes;
   for (unsigned index = 0; index < grid.x; ++index) {
-    Block block{.shared = std::vector<u8>(shared_bytes, 0xff), .known = std::vector<Block::Byte>(shared_bytes), .grid = grid, .size = size, .index = index, .parameters = parameters};
+    Block block{.shared = std::vector<u8>(shared_bytes, 0xff), .known = std::vector<Block::Byte>(shared_bytes), .parameters = parameters};
     std::deque<Warp> all;
     for (int number = 0; number < warps; ++number) {
       Warp& w = all.emplace_back(Warp{.block = block, .number = number, .file32 = {}, .file64 = {}, .alive = kAll, .copies = {}, .groups = {}});
