@@ -30,6 +30,16 @@ def without_gpu():
     return {"CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["run", "--help"], ["bench", "--help"], ["tune", "--help"], ["classify", "--help"]], ids=" ".join)
+def test_needs_nothing_but_the_dependencies(without_gpu, arguments):
+    """Not even numpy, which torch does without."""
+    optional = ["numpy", "matplotlib", "PIL", "skimage", "jax", "triton", "torchvision", "timm"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({optional})); from effnet_aot.cli import main; sys.exit(main({arguments}))"
+    path = os.pathsep.join(filter(None, [str(Path(effnet_aot.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **without_gpu, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_info(without_gpu):
     text = command("info", environment={**without_gpu, "EFFNET_AOT_LOG": "0"})
     assert effnet_aot.__version__ in text and torch.__version__ in text

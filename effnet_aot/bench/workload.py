@@ -4,7 +4,6 @@ import copy
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ..fold import fold_batch_norm
@@ -99,5 +98,7 @@ def save_arrays(workload, path):
         arrays[f"weight{i}"], arrays[f"bias{i}"] = weight.permute(2, 3, 1, 0), bias  # HWIO
         specification.append({"stride": conv.stride[0], "padding": conv.padding[0], "groups": conv.groups, "activation": activation})
     arrays["fc_weight"], arrays["fc_bias"] = workload.network.fc.weight.t(), workload.network.fc.bias
+    import numpy as np  # which whoever reads this with JAX has; torch itself does without
+
     np.savez(path, **{name: array.float().cpu().contiguous().numpy() for name, array in arrays.items()})
     return specification
