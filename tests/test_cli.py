@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stub_cuda import StubDriver
 
 import effnet_aot
 from effnet_aot.cli import main
@@ -35,8 +36,7 @@ def test_needs_nothing_but_the_dependencies(without_gpu, arguments):
     """Not even numpy, which torch does without."""
     optional = ["numpy", "matplotlib", "PIL", "skimage", "jax", "triton", "torchvision", "timm"]
     code = f"import sys; sys.modules.update(dict.fromkeys({optional})); from effnet_aot.cli import main; sys.exit(main({arguments}))"
-    path = os.pathsep.join(filter(None, [str(Path(effnet_aot.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **without_gpu, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **without_gpu, "PYTHONPATH": StubDriver.python_path()}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

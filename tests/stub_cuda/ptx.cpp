@@ -212,25 +212,27 @@ u64 get(Warp& w, u32 row, int lane) {
   else return w.file32[row][lane];
 }
 
-template <class T>
-void load_global(Warp& w, const Instruction& i) {
-  const u64* const base = w.row<u64>(i.base);
+// What each lane does at its address, where `bytes` are read or written.
+template <class F>
+void at_global(Warp& w, const Instruction& i, size_t bytes, F access) {
   for (int l = 0; l < kLanes; ++l) {
     if (!w.on(l)) continue;
-    const u64 address = base[l] + i.number;
-    if (address % (sizeof(T) * i.to.size())) fail("a misaligned address");
-    for (size_t k = 0; k < i.to.size(); ++k) set<T>(w, i.to[k], l, read_at<T>(reinterpret_cast<const char*>(address) + k * sizeof(T)));
+    const u64 address = w.file64[i.base][l] + i.number;
+    if (address % bytes) fail("a misaligned address");
+    access(l, reinterpret_cast<char*>(address));
   }
 }
 template <class T>
+void load_global(Warp& w, const Instruction& i) {
+  at_global(w, i, sizeof(T) * i.to.size(), [&](int l, const char* from) {
+    for (size_t k = 0; k < i.to.size(); ++k) set<T>(w, i.to[k], l, read_at<T>(from + k * sizeof(T)));
+  });
+}
+template <class T>
 void store_global(Warp& w, const Instruction& i) {
-  const u64* const base = w.row<u64>(i.base);
-  for (int l = 0; l < kLanes; ++l) {
-    if (!w.on(l)) continue;
-    const u64 address = base[l] + i.number;
-    if (address % (sizeof(T) * i.from.size())) fail("a misaligned address");
-    for (size_t k = 0; k < i.from.size(); ++k) write_at<T>(reinterpret_cast<char*>(address) + k * sizeof(T), get<T>(w, i.from[k], l));
-  }
+  at_global(w, i, sizeof(T) * i.from.size(), [&](int l, char* to) {
+    for (size_t k = 0; k < i.from.size(); ++k) write_at<T>(to + k * sizeof(T), get<T>(w, i.from[k], l));
+  });
 }
 template <class T>
 void load_shared(Warp& w, const Instruction& i) {
