@@ -48,7 +48,8 @@ def nhwc(x):
 
 @cache
 def variants(op):
-    """Those in Triton: there is no interpreter of Gluon, whose layouts are the hardware's. They run in the GPU suite alone.
+    """Those in Triton: there is no interpreter of Gluon, whose layouts are the hardware's. test_variants_emulated.py
+    executes their PTX.
     And split products, which only candidates are so far: one of each precision, height and number of splits."""
     module = import_module(f"triton_src.{op}")
     split = {(v.precision, v.constants["BLOCK_M"], v.constants["SPLITS"]): v for v in getattr(module, "candidates", list)() if v.constants.get("SPLITS", 1) > 1}
