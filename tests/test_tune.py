@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +20,10 @@ from effnet_aot.aot import BuildError, build_kernels
 from effnet_aot.aot.architectures import Target
 from effnet_aot.aot.candidates import admits, fits
 from effnet_aot.aot.registry import Image, write_registry
-from effnet_aot.aot.tables import Line, Table, read_table, read_tables, write_table
+from effnet_aot.aot.tables import NONE, Line, Table, read_table, read_tables, write_table
+from effnet_aot.bench.children import environment
 from effnet_aot.cli import main
-from effnet_aot.tune import calls
+from effnet_aot.tune import calls, weigh, weigh_child
 from effnet_aot.tune.choose import Measured, choose, update
 from effnet_aot.tune.library import Choice
 from effnet_aot.tune.measure import Journal, Problem, measure, problems
@@ -343,6 +344,61 @@ def test_the_tuner_decides(stub):
     assert free["variant"] in free["fitting"] and all(name.startswith("fp16_nhwc_") for name in free["fitting"])
     assert forced[0] == free["fitting"][-1] and forced[1].startswith("tf32"), "what does not fit is not taken"
     assert after == 0, "off again"
+
+
+# ---- the GPU that the table is for ----
+
+
+def test_projection_takes_choices_back(tmp_path, monkeypatch, capsys):
+    """What the measuring GPU gained by more bytes, for which the other lacks the bandwidth, is taken back."""
+    def kernel(ns, mbytes):
+        return {"kernel": "effnet_pointwise", "ns": ns, "instructions": 1000, "dram_read_bytes": mbytes * 10**6, "dram_pct": 100, "cycles_per_s": 1.8e9}
+
+    lines = [line(batch=1), line(batch=10, variant="c"), line(batch=128, variant="a", us=10.0)]
+    write_table(tmp_path / "sm_89.json", Table(89, {}, lines))
+    for name in ("libeffnet_aot.so", "manifest.json", "calls.json"):
+        (tmp_path / name).write_text("")
+
+    def collect(table, recorded, said, script, image):
+        assert table == tmp_path / "sm_89.json" and recorded == tmp_path / "calls.json" and script.name == "weigh_child.py" and image == "ptx"
+        said.write_text(json.dumps([{"line": asdict(one), "launches": launches} for one, launches in zip(lines, ([2, 1], [1, 1]))]))
+        # Lines 1 and 2, the default first; it was two kernels on line 1. Kernels of torch's are none of the two.
+        return [kernel(9000, 5), kernel(1000, 5), {"kernel": "fill"}, kernel(8000, 8), kernel(10000, 5), kernel(8000, 6)]
+
+    monkeypatch.setattr(weigh, "collect", collect)
+    assert main(["tune", "weigh", "--in-bundle", "--bundle", str(tmp_path), "--out", str(tmp_path)]) == 0
+    table = read_table(tmp_path / "sm_89.json")
+    assert [(entry.batch, entry.variant, entry.us) for entry in table.lines] == [(1, "b", 8.0), (10, "a", 10.0), (128, "a", 10.0)]
+    assert table.measured["weighed"] == "projection onto NVIDIA GeForce RTX 4090"
+    text = capsys.readouterr().out
+    assert "not measured there" in text and "1 of 2 choices stand" in text
+
+
+@pytest.mark.gpu
+def test_launches_that_are_weighed(tmp_path):
+    """Without a profiler around it: which lines it finds among the calls, and how many kernels each way is."""
+    from effnet_aot.tune.library import Library
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    library, lines, recorded = Library(), {}, calls.network_calls("modelnew", 96)
+    for call in recorded:
+        with library.taking():
+            call.run(call.make(2, torch.float16, "cuda"))
+            own = [choice for choice in library.choices() if choice.op == call.op]
+        for choice in own:
+            if call.op in ("mbconv", "linear") and len(choice.fitting) > 1:
+                other = next(name for name in choice.fitting if name != choice.variant)
+                lines[choice.key] = Line(*choice.key, 90, other, 1.0, choice.variant, 2.0)
+    assert {key[0] for key in lines} == {"mbconv", "linear"}
+    calls.save(tmp_path / "calls.json", {"modelnew": recorded})
+    write_table(tmp_path / "sm_90.json", Table(90, {}, list(lines.values())))
+    command = [sys.executable, weigh_child.__file__, tmp_path / "sm_90.json", tmp_path / "calls.json", tmp_path / "said.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(PYTHONSAFEPATH=1))
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert {(entry["line"]["op"], entry["line"]["variant"]) for entry in said} == {(key[0], entry.variant) for key, entry in lines.items()}
+    for entry in said:
+        assert entry["launches"] == [3 if name == NONE else 1 for name in (entry["line"]["default"], entry["line"]["variant"])]
 
 
 # ---- the command ----

@@ -111,6 +111,11 @@ def tune(text):
     return [f"{counted[1]} shapes, {counted[2]} calls done; {lines[1]} lines", f"{len(re.findall(r'^WRONG ', text, re.MULTILINE))} wrong candidates"]
 
 
+def weigh(text):
+    found = re.search(r"(\d+ of \d+ choices stand)", text)
+    return [f"{found[1]} (projection)"] if found else []
+
+
 def networks(results):
     """The fastest of the other ways / ours, for every batch of a model."""
     points = {}
@@ -187,6 +192,8 @@ STEPS = [
              60, 540, f"tune-{image}.txt", tune, prints=f"tune-{image}.txt")
         for image in ("cubin", "ptx")
     ),
+    Step("weigh", "take back what of the ptx images' table an RTX 4090 would lose by, by ncu", "{python} -m effnet_aot tune weigh --bundle {bundle} --out {results}/tuned",
+         30, 400, "tune-weigh.txt", weigh, prints="tune-weigh.txt"),
     Step("networks", "stock networks beside torch.compile", "{python} benchmarks/networks.py --device cuda --json {results}/networks.json", 60, 540, "networks.json", networks, prints="networks.txt"),
     Step("op-times", "every op of the network alone", "{python} benchmarks/op_times.py {results}/op-times.txt", 15, 120, "op-times.txt", op_times),
 ]  # fmt: skip

@@ -69,8 +69,11 @@ def chosen(names):
     return found
 
 
-def collect(what, *arguments, ncu=None, image=None, keep=None):
-    """A dictionary for every kernel of `what` (see counters_child.py), in the order of launching. `image` is what
+CHILD = Path(__file__).with_name("counters_child.py")
+
+
+def collect(*arguments, script=CHILD, ncu=None, image=None, keep=None):
+    """A dictionary for every kernel that `script` launches between the profiler's marks, in that order. `image` is what
     EFFNET_AOT_IMAGE is set to, `keep` a file for ncu's own output. RuntimeError with ncu's words where it fails."""
     ncu = ncu or find_ncu()
     if ncu is None:
@@ -81,7 +84,7 @@ def collect(what, *arguments, ncu=None, image=None, keep=None):
         command = [
             ncu, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--profile-from-start", "off", "--replay-mode", "kernel",
             "--target-processes", "application-only", "--log-file", log, "--metrics", ",".join(metrics.values()),
-            sys.executable, Path(__file__).with_name("counters_child.py"), what, *map(str, arguments),
+            sys.executable, script, *map(str, arguments),
         ]  # fmt: skip
         settings = {"PYTHONSAFEPATH": 1, **({"EFFNET_AOT_IMAGE": image} if image else {})}
         output = Path(folder, "output")

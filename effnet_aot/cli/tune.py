@@ -2,9 +2,10 @@
 
   python -m effnet_aot tune build --out bundle --archs 9.0 --shapes modelnew mobilenetv2_100
   python -m effnet_aot tune measure --bundle bundle               # on the GPU; again with --image ptx for the 8.9 table
+  python -m effnet_aot tune weigh --bundle bundle                 # there, too: what of the 8.9 table an RTX 4090 would gain by
   pip install .                                                   # compiles the tables' variants and choices into the library
 
-`build` needs a checkout and Triton, and no GPU. `measure` needs torch and a driver. The tables are triton_src/tuned/sm_90.json
+`build` needs a checkout and Triton, and no GPU. `measure` needs torch and a driver, `weigh` Nsight Compute besides. The tables are triton_src/tuned/sm_90.json
 and so on, one for the images of a capability; a choice in them is replaced by one that is at least 2% faster.
 """
 
@@ -25,6 +26,7 @@ from rich.table import Table as Printed
 from ..aot.architectures import SUPPORTED
 from ..aot.errors import BuildError
 from ..aot.tables import Table, path_of, read_table, read_tables, write_table
+from ..bench.projection import GPUS
 from ..tune.bundle import CHECKOUT, FILES, PRECISIONS, build, package
 from ..tune.calls import MODELNEW, load, network_calls
 from . import positive
@@ -54,6 +56,12 @@ def add_arguments(parser):
     command.add_argument("--seconds", type=positive, help="stop after so long; the same command goes on from there")
     command.add_argument("--in-bundle", action="store_true", help=argparse.SUPPRESS)  # the process that measures
 
+    command = commands.add_parser("weigh", help="take back the choices by which the GPU that a table is for would lose, by projection from counters")
+    command.add_argument("--bundle", type=Path, required=True, metavar="FOLDER", help="the one that was measured")
+    command.add_argument("--project", choices=GPUS, default="8.9", metavar="ARCH", help="the GPU, and its table: 8.9 is an RTX 4090 (default)")
+    command.add_argument("--out", type=Path, default=TABLES, metavar="FOLDER", help="where the table is (default: triton_src/tuned)")
+    command.add_argument("--in-bundle", action="store_true", help=argparse.SUPPRESS)
+
     command = commands.add_parser("show", help="print the tables")
     command.add_argument("tables", type=Path, nargs="*", help="default: those of this checkout")
     command.add_argument("--ops", nargs="+", metavar="OP")
@@ -64,7 +72,7 @@ def run(arguments):
     if not console.is_terminal:
         console.width = max(console.width, 160)
     try:
-        return {"build": run_build, "measure": run_measure, "show": run_show}[arguments.action](arguments, console)
+        return {"build": run_build, "measure": run_measure, "weigh": run_weigh, "show": run_show}[arguments.action](arguments, console)
     except (RuntimeError, BuildError) as error:
         console.print(str(error), markup=False)
         return 1
@@ -80,25 +88,23 @@ def run_build(arguments, console):
 
 def run_measure(arguments, console):
     if not arguments.in_bundle:
-        return measure_in_bundle(arguments)
+        names = ("shapes", "ops", "dtypes", "batches", "image", "seconds")
+        options = [word for name in names if (value := getattr(arguments, name)) for word in (f"--{name}", *(value if isinstance(value, list) else [value]))]
+        return in_bundle(arguments, "measure", *options, *(["--no-tf32"] if arguments.no_tf32 else []), image=arguments.image)
     if not torch.cuda.is_available():
         raise RuntimeError("tune measure: torch finds no usable GPU here")
     return Run(arguments, console).run()
 
 
-def measure_in_bundle(arguments):
+def in_bundle(arguments, action, *options, image):
     """A process of its own, whose effnet_aot has the bundle's library."""
     missing = [name for name in FILES if not (arguments.bundle / name).exists()]
     if missing:
         raise RuntimeError(f"{arguments.bundle} is no bundle: it lacks {', '.join(missing)}")
     with package(arguments.bundle) as folder:
         path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "EFFNET_AOT_IMAGE": arguments.image}
-        command = [sys.executable, "-m", "effnet_aot", "tune", "measure", "--in-bundle", "--bundle", arguments.bundle.resolve(), "--out", arguments.out.resolve()]
-        for name in ("shapes", "ops", "dtypes", "batches", "image", "seconds"):
-            value = getattr(arguments, name)
-            command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])] if value else []
-        command += ["--no-tf32"] if arguments.no_tf32 else []
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "EFFNET_AOT_IMAGE": image}
+        command = [sys.executable, "-m", "effnet_aot", "tune", action, "--in-bundle", "--bundle", arguments.bundle.resolve(), "--out", arguments.out.resolve(), *map(str, options)]
         return subprocess.run(command, env=environment).returncode
 
 
@@ -164,6 +170,27 @@ class Run:
         if len(done) == len(wanted):
             self.journal.remove()
         return 0
+
+
+def run_weigh(arguments, console):
+    path = path_of(arguments.out, int(arguments.project.replace(".", "")))
+    if not path.exists():
+        raise RuntimeError(f"no table {path}: `tune measure` writes it")
+    if not arguments.in_bundle:
+        return in_bundle(arguments, "weigh", "--project", arguments.project, image="ptx")
+    from ..tune.weigh import settle, weigh
+
+    table, gpu = read_table(path), GPUS[arguments.project]
+    weighed = weigh(path, arguments.bundle / "calls.json", gpu)
+    printed = Printed("op", "shape", "batch", "variant", "us", "default's us", "choice", title=f"{table.name}: projection onto {gpu.name}, not measured there", title_justify="left")
+    for w in sorted(weighed, key=lambda w: w.line.key):
+        printed.add_row(w.line.op, words(w.line.shape), str(w.line.batch), w.line.variant, f"{w.us:.2f}", f"{w.default_us:.2f}", "stands" if w.stands else "the default's")
+    console.print(printed)
+    table.lines = settle(table.lines, weighed)
+    table.measured["weighed"] = f"projection onto {gpu.name}"
+    write_table(path, table)
+    console.print(f"{path}: {sum(w.stands for w in weighed)} of {len(weighed)} choices stand", markup=False)
+    return 0
 
 
 def run_show(arguments, console):

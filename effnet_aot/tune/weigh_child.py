@@ -1,0 +1,50 @@
+"""weigh_child.py TABLE CALLS OUT: launches the default and then the variant of every line of TABLE in which they differ,
+between the profiler's marks, and writes to OUT how many kernels each of them was. Run as a file, under ncu."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from effnet_aot.aot.tables import NONE, read_table
+from effnet_aot.tune import calls
+from effnet_aot.tune.library import Library
+
+
+def main(table, recorded, out):
+    lines = {line.key: line for line in read_table(table).lines if line.variant != line.default}
+    library, written = Library(), []
+    every = dict.fromkeys(call for found in calls.load(recorded).values() for call in found)
+    for call in every:
+        for dtype, tf32 in (("float16", True), ("bfloat16", True), ("float32", True), ("float32", False)):
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+            for batch in sorted({line.batch for line in lines.values() if line.op == call.op}):
+                arguments = call.make(batch, getattr(torch, dtype), "cuda")
+                with library.taking():
+                    call.run(arguments)
+                    keys = {choice.key for choice in library.choices() if choice.op == call.op}
+                line = lines.pop(keys.pop(), None) if len(keys) == 1 else None
+                if line:
+                    counts = [launch(library, call, arguments, line.op, variant) for variant in (line.default, line.variant)]
+                    written.append({"line": asdict(line), "launches": counts})
+    Path(out).write_text(json.dumps(written))
+
+
+def launch(library, call, arguments, op, variant):
+    """The number of kernels."""
+    with library.taking(op, variant):
+        call.run(arguments)  # loads what is profiled below
+        library.choices()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+        call.run(arguments)
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+        return sum(choice.variant != NONE for choice in library.choices())
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main(*sys.argv[1:])
