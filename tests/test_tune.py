@@ -122,8 +122,12 @@ class FakeClock:
     def synchronize(self):
         pass
 
-    def prepare(self, function):
-        variant = self.library.variant
+    def pool(self):
+        return "shared"
+
+    def prepare(self, function, pool):
+        assert pool == "shared"
+        variant = self.library.variant or function.__name__
         return lambda: self.seconds[variant]
 
 
@@ -149,6 +153,28 @@ def test_measure(op, monkeypatch):
     assert found.times == pytest.approx({"fp32_a": 4.0, "fp32_b": 3.0})
     assert found.wrong.keys() == {"fp32_off", "fp32_nan"}
     assert [entry.variant for entry in update(None, [found], 90).lines] == ["fp32_b"]
+
+
+def test_a_block_competes_with_its_parts(monkeypatch):
+    """... as their own fastest variants compute it; the result is checked like any other."""
+    pixels = calls.Operand((8, 6, 5), (0, 2, 3, 1))
+    shapes = {"expand_weight": (48, 8, 1, 1), "expand_bias": (48,), "depthwise_weight": (48, 1, 3, 3), "depthwise_bias": (48,), "project_weight": (8, 48, 1, 1), "project_bias": (8,)}
+    operands = {name: calls.Operand(shape, tuple(range(len(shape)))) for name, shape in shapes.items()}
+    call = calls.Call("mbconv", tuple({"x": pixels, **operands, "residual": pixels, "stride": (1, 1), "padding": (1, 1, 1, 1)}.items()))
+    library, taken = FakeLibrary(("fp32_a", NONE)), []
+    run = calls.Call.run
+
+    def run_as(self, arguments):
+        taken.append((self.op, library.variant))
+        library.log.append(Choice(self.op, 3, SHAPE, library.variant or "fp32_a", library.fitting))
+        return run(self, arguments)
+
+    monkeypatch.setattr(calls.Call, "run", run_as)
+    clock = FakeClock(library, {"fp32_a": 4e-6, "<lambda>": 3e-6})
+    fastest = {part: f"of {part}" for part in calls.parts(call)}.get
+    found = measure(library, clock, Problem(call, "float32", 3), tf32=False, fastest=fastest)
+    assert found.times == pytest.approx({"fp32_a": 4.0, NONE: 3.0}) and not found.wrong
+    assert taken == [("mbconv", None), ("mbconv", "fp32_a"), *((part.op, f"of {part}") for part in calls.parts(call))]
 
 
 def test_calls_of_a_network(tmp_path):

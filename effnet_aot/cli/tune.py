@@ -10,12 +10,14 @@ and so on, one for the images of a capability; a choice in them is replaced by o
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -146,9 +148,15 @@ class Run:
                 if self.arguments.seconds and time.perf_counter() - begin > self.arguments.seconds:
                     break
                 if str(problem) not in self.journal.done:
-                    self.journal.add(problem, measure(self.library, self.clock, problem, standing, not self.arguments.no_tf32))
+                    fastest = functools.partial(self.fastest, problem)
+                    self.journal.add(problem, measure(self.library, self.clock, problem, standing, not self.arguments.no_tf32, fastest))
                 progress.advance(task)
         return self.finish(time.perf_counter() - begin)
+
+    def fastest(self, problem, call):
+        """The variant for a part of the problem, by what was measured so far."""
+        measured = self.journal.done.get(str(replace(problem, call=call)))
+        return min(measured.times, key=measured.times.get, default=None) if measured else None
 
     def finish(self, seconds):
         from ..tune.choose import update

@@ -7,12 +7,14 @@ in turns, so that a drift of the clock meets all of them, and it is their median
 
 import json
 import statistics
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from .calls import Call
+from ..aot.tables import NONE
+from .calls import Call, parts
 from .choose import Measured
 from .exact import exact
 
@@ -36,8 +38,9 @@ class Problem:
 
 
 def problems(networks, dtypes, batches):
-    """Every call of the networks once, small batches first: what is found early is worth most if the time runs out."""
-    calls = dict.fromkeys(call for found in networks.values() for call in found)
+    """Every call of the networks once, small batches first: what is found early is worth most if the time runs out. Blocks
+    come last, as they compete with their parts."""
+    calls = sorted(dict.fromkeys(call for found in networks.values() for call in found), key=lambda call: bool(parts(call)))
     return [Problem(call, dtype, batch) for batch in batches for dtype in dtypes for call in calls]
 
 
@@ -52,13 +55,17 @@ class Clock:
     def synchronize(self):
         torch.cuda.synchronize()  # fails when a kernel read where it must not
 
-    def prepare(self, function):
+    def pool(self):
+        """Memory that graphs share, as only one of them runs at a time. Those of a large batch would not fit side by side."""
+        return torch.cuda.graph_pool_handle()
+
+    def prepare(self, function, pool):
         """A function that gives the seconds of one launch, each time that it is called."""
         with torch.cuda.stream(self._stream):
             estimate = min(self._seconds(function) for _ in range(2))
             launches = MOST_LAUNCHES if estimate < HOST_SECONDS else int(min(max(GRAPH_SECONDS / estimate, 1), MOST_LAUNCHES))
             graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(capture_error_mode="relaxed")
+            graph.capture_begin(pool, capture_error_mode="relaxed")
             try:
                 for _ in range(launches):
                     function()
@@ -82,8 +89,9 @@ class Clock:
         return start.elapsed_time(end) / 1e3
 
 
-def measure(library, clock, problem, standing=None, tf32=True):
-    """Measured, or None for a call that has no candidates of its own. `standing` maps keys to the variants of the table so far."""
+def measure(library, clock, problem, standing=None, tf32=True, fastest=None):
+    """Measured, or None for a call that has no candidates of its own. `standing` maps keys to the variants of the table so far;
+    `fastest` gives the variant to take for one of the calls that a block can be computed by, or None where that is not known."""
     dtype = getattr(torch, problem.dtype)
     arguments = problem.call.make(problem.batch, dtype, clock.device)
     run = lambda: problem.call.run(arguments)  # noqa: E731
@@ -97,16 +105,20 @@ def measure(library, clock, problem, standing=None, tf32=True):
     if truth is None:
         return None
     found = Measured(*choice.key, choice.variant, {})
-    first = {}
+    first, pool = {}, clock.pool()
     for variant in choice.fitting:
-        with library.taking(choice.op, variant):
+        # What competes with a block's own kernels are the others' best ones.
+        parted = variant == NONE and fastest
+        way = (lambda: run_parts(library, problem.call, arguments, fastest)) if parted else run
+        with nullcontext() if parted else library.taking(choice.op, variant):
             try:
-                out = run()
+                out = way()
             except RuntimeError as error:  # not launched
                 found.wrong[variant] = str(error).splitlines()[0]
                 continue
-            (taken,) = {c.variant for c in library.choices() if c.op == choice.op}
-            assert taken == variant, f"{variant} was asked for and {taken} came"
+            if not parted:
+                (taken,) = {c.variant for c in library.choices() if c.op == choice.op}
+                assert taken == variant, f"{variant} was asked for and {taken} came"
             try:
                 excess = truth.excess(out)
                 clock.synchronize()
@@ -116,7 +128,7 @@ def measure(library, clock, problem, standing=None, tf32=True):
             if not excess <= 1:
                 found.wrong[variant] = f"off by {excess:.1f} times what rounding explains"
                 continue
-            first[variant] = clock.prepare(run)
+            first[variant] = clock.prepare(way, pool)
             found.times[variant] = 1e6 * min(first[variant]() for _ in range(2))
     if not first:
         return found
@@ -134,6 +146,19 @@ def measure(library, clock, problem, standing=None, tf32=True):
     for v in found.times.keys() - samples.keys():
         found.times[v] = max(found.times[v], slowest)
     return found
+
+
+def run_parts(library, call, arguments, fastest):
+    """A block's result, without a kernel for all of it."""
+    x, steps = arguments["x"], parts(call)
+    for step in steps:
+        role = "depthwise" if step.op == "depthwise" else "project" if step is steps[-1] else "expand"
+        constants = {name: list(value) if isinstance(value, tuple) else value for name, value in step.arguments}
+        residual = {"residual": arguments.get("residual")} if role == "project" else {}
+        given = {**constants, "x": x, "weight": arguments[f"{role}_weight"], "bias": arguments[f"{role}_bias"], **residual}
+        with library.taking(step.op, fastest(step)):
+            x = step.run(given)
+    return x
 
 
 class Journal:
