@@ -61,7 +61,7 @@ class TileTable {
       for (const auto& tiles : tiles_)
         for (const Tile& t : tiles)
           if (t.variant->index == line.variant) tile = &t;
-      lines_[hash(line.capability, line.shape)].push_back({&line, tile});
+      lines_[hash(line.capability, line.shape)].push_back({&line, tile, area(line.shape)});
     }
   }
 
@@ -124,6 +124,7 @@ class TileTable {
   struct Line {
     const Tuned* tuned;
     const Tile* tile;
+    int64_t area;  // of one image's map
   };
 
   template <class Blocks, class Rule>
@@ -147,18 +148,30 @@ class TileTable {
     return chosen;
   }
 
+  // The sizes of a map only say how much work there is; everything else tells problems apart.
+  static bool is_of_map(const Extent& e) { return e.name == "height" || e.name == "width" || e.name == "pixels"; }
+
+  template <class Extents>
+  static int64_t area(const Extents& extents) {
+    int64_t product = 1;
+    for (const Extent& e : extents)
+      if (is_of_map(e)) product *= e.value;
+    return product;
+  }
+
   template <class Extents>
   static uint64_t hash(int capability, const Extents& extents) {
     uint64_t h = 1469598103934665603u;  // FNV-1a over numbers
     auto add = [&h](int64_t value) { h = (h ^ static_cast<uint64_t>(value)) * 1099511628211u; };
     add(capability);
-    for (const Extent& e : extents) add(e.value);
+    for (const Extent& e : extents)
+      if (!is_of_map(e)) add(e.value);
     return h;
   }
 
-  // Among the table's batches for exactly this shape, the nearest one by ratio. The table is the one of the image that
-  // runs, not of the device: it tells apart the cubins of a GPU and the PTX that serves it just as well. `tiles` tell the
-  // precision and whether the addresses are aligned.
+  // Among the table's lines for this problem the one whose work, images by pixels, is the nearest by ratio; and rather one
+  // for maps of this size. The table is the one of the image that runs, not of the device: it tells apart the cubins of a
+  // GPU and the PTX that serves it just as well. `tiles` tell the precision and whether the addresses are aligned.
   const Line* look_up(const std::vector<Tile>& tiles, int device, const Shape& shape) const {
     if (lines_.empty()) return nullptr;
     const Image* image = select_image(variants().front(), device_info(device).capability);
@@ -166,14 +179,16 @@ class TileTable {
     const auto found = lines_.find(hash(image->capability, shape.extents));
     if (found == lines_.end() || tiles.empty()) return nullptr;
     const std::string_view name = tiles.front().variant->name, precision = name.substr(0, name.find('_'));
+    const double map = area(shape.extents);
     const Line* best = nullptr;
     double best_distance = std::numeric_limits<double>::infinity();
     for (const Line& line : found->second) {
       const bool here = line.tile ? line.tile >= tiles.data() && line.tile < tiles.data() + tiles.size() : line.tuned->precision == precision;
       const bool same = here && line.tuned->capability == image->capability &&
                         std::equal(shape.extents.begin(), shape.extents.end(), line.tuned->shape.begin(), line.tuned->shape.end(),
-                                   [](const Extent& a, const Extent& b) { return a.value == b.value && a.name == std::string_view(b.name); });
-      const double distance = std::abs(std::log(double(shape.batch) / double(line.tuned->batch)));
+                                   [](const Extent& a, const Extent& b) { return a.name == b.name && (a.value == b.value || is_of_map(a)); });
+      const double maps = map / double(line.area), batches = double(shape.batch) / double(line.tuned->batch);
+      const double distance = std::abs(std::log(maps * batches)) + std::abs(std::log(maps)) / 4;
       if (same && distance < best_distance) best = &line, best_distance = distance;
     }
     return best;

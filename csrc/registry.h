@@ -52,7 +52,7 @@ std::span<const Variant> variants();
 
 // A number that decides which variant is fast for a problem, by name: {"in_channels", 24}.
 struct Extent {
-  const char* name;
+  std::string_view name;
   int64_t value;
 };
 

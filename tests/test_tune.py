@@ -24,7 +24,7 @@ from effnet_aot.aot.tables import NONE, Line, Table, read_table, read_tables, wr
 from effnet_aot.bench.children import environment
 from effnet_aot.cli import main
 from effnet_aot.tune import calls, weigh, weigh_child
-from effnet_aot.tune.choose import Measured, choose, update
+from effnet_aot.tune.choose import Measured, choose, needed, update
 from effnet_aot.tune.library import Choice
 from effnet_aot.tune.measure import Journal, Problem, measure, problems
 from triton_src._variant import Variant
@@ -82,6 +82,37 @@ def test_three_variants_for_one_shape():
     assert len(chosen) == 5 and len(set(chosen.values())) == 3
     table = update(Table(90, {}, [line("x", 2), line("y", 3)]), members, 90)
     assert len({entry.variant for entry in table.lines}) <= 3 and len(table.lines) == 7
+
+
+def test_variants_that_serve_more_shapes():
+    """What is as fast within 2% gives way: to a variant of more shapes, or to a default."""
+    def shape(pixels):
+        return {"shape": (("pixels", pixels), *SHAPE[2:])}
+
+    fast = [replace(measured({"a": 12.0, "b": 10.0, "c": 10.1}), **shape(pixels)) for pixels in (1, 2)]
+    other = replace(measured({"a": 12.0, "b": 10.1, "c": 10.0}), **shape(3))
+    far = replace(measured({"a": 12.0, "b": 10.3, "d": 10.0}), **shape(4))
+    near_default = replace(measured({"a": 10.1, "e": 10.0}), **shape(5))
+    chosen = {entry.shape[0][1]: entry.variant for entry in update(None, [*fast, other, far, near_default], 90).lines}
+    assert chosen == {1: "b", 2: "b", 3: "b", 4: "d", 5: "a"}
+    # Three variants for the batches of one shape stay three.
+    batches = [measured({v: 10.0 if v == own else 10.1 if v == "b" else 20.0 for v in "abcdef"}, batch) for batch, own in ((1, "c"), (2, "d"), (3, "e"))]
+    chosen = [entry.variant for entry in update(None, [*fast, *batches], 90).lines if entry.shape == SHAPE]
+    assert chosen == ["b", "b", "b"]
+
+
+def test_parts_of_a_block_with_its_own_kernel():
+    call = next(call for call in modelnew() if call.op == "mbconv" and len(calls.parts(call)) == 3)
+    other = next(call for call in modelnew() if call.op == "linear")
+    made, lines = {}, []
+    for index, (one, batch) in enumerate((one, batch) for batch in (1, 10) for one in (call, *calls.parts(call), other)):
+        variant = NONE if one is call and batch == 1 else "b"
+        made[Problem(one, "float16", batch)] = Measured(one.op, "fp16", (("index", index),), batch, "a", {"a": 2.0, variant: 1.0})
+        lines.append(Line(one.op, "fp16", (("index", index),), batch, 90, variant, 1.0, "a", 2.0))
+    kept = needed(lines, list(made), made)
+    assert [(entry.op, entry.batch) for entry in kept] == [("mbconv", 1), ("pointwise", 1), ("depthwise", 1), ("pointwise", 1), ("linear", 1), ("mbconv", 10), ("linear", 10)]
+    kept = needed(lines, list(made), {problem: m for problem, m in made.items() if problem.call != call})
+    assert kept == lines, "a block that has no kernel, or was not measured yet"
 
 
 def test_a_wrong_candidate_is_never_chosen():
@@ -324,9 +355,12 @@ def taken(stub, library, *launches, **settings):
 
 
 def test_the_library_takes_what_the_table_says(stub, tuned_library):
-    """The exact shape, at the nearest batch; everything else is left to the rule, which knows the default variants alone."""
+    """At the nearest batch, and for maps of other sizes at the nearest work; other channels are left to the rule, which knows the
+    default variants alone."""
     found = taken(stub, tuned_library, launch(1), launch(2), launch(8), launch(10), launch(500), devices="9.0")
     assert found == ["tuned_32", "tuned_32", "tuned_32", "tuned_64", "tuned_64"]
+    found = taken(stub, tuned_library, *(launch(2, height=side, width=side) for side in (4, 16, 32, 64)), launch(10, height=16, width=32), devices="9.0")
+    assert found == ["tuned_32", "tuned_32", "tuned_64", "tuned_64", "tuned_64"]
     large = {"batch": 512, "height": 64, "width": 64, "out_channels": 512}
     found = taken(stub, tuned_library, launch(2, in_channels=32), launch(2, residual=2**43), launch(2, out_channels=32), launch(**large), devices="9.0")
     assert found == ["default_small", "default_small", "default_small", "default_large"]
@@ -424,7 +458,8 @@ def test_launches_that_are_weighed(tmp_path):
     said = json.loads((tmp_path / "said.json").read_text())
     assert {(entry["line"]["op"], entry["line"]["variant"]) for entry in said} == {(key[0], entry.variant) for key, entry in lines.items()}
     for entry in said:
-        assert entry["launches"] == [3 if name == NONE else 1 for name in (entry["line"]["default"], entry["line"]["variant"])]
+        parts = 3 if dict(entry["line"]["shape"]).get("hidden") != 32 else 2
+        assert entry["launches"] == [parts if name == NONE else 1 for name in (entry["line"]["default"], entry["line"]["variant"])]
 
 
 # ---- the command ----

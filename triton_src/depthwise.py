@@ -112,11 +112,16 @@ def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
         tl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
 
 
-# BLOCK_P, BLOCK_C of the flat kernel
-FLAT = {("nhwc", True): (32, 32), ("nhwc", False): (32, 32), ("nchw", False): (64, 2)}
-# (stride, ROWS), BLOCK_P, BLOCK_C, warps of the walking one, by bytes of an element: as many rows as the registers hold.
-# A 5x5 kernel's 25 taps leave no room for a second row.
-WALKING = {2: [(1, 4, 32, 32, 4), (1, 4, 8, 64, 2), (2, 2, 32, 32, 4), (2, 2, 8, 64, 2)], 4: [(1, 2, 32, 32, 4)]}
+# BLOCK_P, BLOCK_C, warps of the flat kernel
+FLAT = {("nhwc", True): (32, 32, 2), ("nhwc", False): (32, 32, 4), ("nchw", False): (64, 2, 4)}
+# By kernel size and bytes of an element: stride, then ROWS, BLOCK_P, BLOCK_C, warps of the walking one. Few rows for few
+# pixels; many, which load less, where the registers hold them: a 5x5 kernel's 25 taps leave no room.
+WALKING = {
+    (3, 2): [(1, 8, 8, 64, 4), (1, 8, 8, 32, 2), (1, 4, 8, 32, 4), (2, 8, 8, 64, 4), (2, 4, 8, 32, 2), (2, 2, 8, 32, 4)],
+    (3, 4): [(1, 8, 8, 32, 4), (1, 4, 8, 32, 4), (2, 8, 8, 32, 4), (2, 2, 8, 32, 4)],
+    (5, 2): [(1, 2, 8, 64, 4), (2, 2, 4, 64, 4)],
+    (5, 4): [],
+}
 
 
 # What tuning tries in channels_last, aligned: BLOCK_P, BLOCK_C, warps of the flat kernel, and ROWS, BLOCK_P, BLOCK_C, warps
@@ -131,26 +136,25 @@ WALKING_TRIED = {
 def variants():
     for precision in ("fp16", "bf16", "fp32"):
         for kernel in (3, 5):
-            for (layout, aligned), (block_p, block_c) in FLAT.items():
-                yield flat(precision, kernel, layout, aligned, block_p, block_c)
-        for stride, rows, block_p, block_c, warps in WALKING[4 if precision == "fp32" else 2]:
-            yield walking(precision, 3, stride, rows, block_p, block_c, warps)
+            for (layout, aligned), (block_p, block_c, warps) in FLAT.items():
+                yield flat(precision, kernel, layout, aligned, block_p, block_c, warps)
+            for stride, rows, block_p, block_c, warps in WALKING[kernel, 4 if precision == "fp32" else 2]:
+                yield walking(precision, kernel, stride, rows, block_p, block_c, warps)
 
 
 def candidates():
+    shipped = {v.name for v in variants()}
     for precision in ("fp16", "bf16", "fp32"):
         for kernel in (3, 5):
-            for block_p, block_c, warps in FLAT_TRIED:
-                yield flat(precision, kernel, "nhwc", True, block_p, block_c, warps, f"w{warps}_")
-            for stride in (1, 2):
-                for rows, block_p, block_c, warps in WALKING_TRIED[kernel]:
-                    yield walking(precision, kernel, stride, rows, block_p, block_c, warps, f"w{warps}_")
+            tried = [flat(precision, kernel, "nhwc", True, *sizes) for sizes in FLAT_TRIED]
+            tried += [walking(precision, kernel, stride, *sizes) for stride in (1, 2) for sizes in WALKING_TRIED[kernel]]
+            yield from (v for v in tried if v.name not in shipped)
 
 
-def flat(precision, kernel, layout, aligned, block_p, block_c, warps=4, schedule=""):
+def flat(precision, kernel, layout, aligned, block_p, block_c, warps):
     return Variant(
         op="depthwise",
-        name=f"{precision}_k{kernel}_{layout}_{'aligned' if aligned else 'generic'}_{schedule}{block_p}x{block_c}",
+        name=f"{precision}_k{kernel}_{layout}_{'aligned' if aligned else 'generic'}_w{warps}_{block_p}x{block_c}",
         kernel=effnet_depthwise,
         parameters=signature(precision),
         constants={"CHANNELS_LAST": layout == "nhwc", "KERNEL": kernel, "BLOCK_P": block_p, "BLOCK_C": block_c},
@@ -161,10 +165,10 @@ def flat(precision, kernel, layout, aligned, block_p, block_c, warps=4, schedule
     )
 
 
-def walking(precision, kernel, stride, rows, block_p, block_c, warps, schedule=""):
+def walking(precision, kernel, stride, rows, block_p, block_c, warps):
     return Variant(
         op="depthwise",
-        name=f"{precision}_k{kernel}_s{stride}_rows_{schedule}{rows}x{block_p}x{block_c}",
+        name=f"{precision}_k{kernel}_s{stride}_rows_w{warps}_{rows}x{block_p}x{block_c}",
         kernel=effnet_depthwise_rows,
         parameters=signature(precision),
         constants={"KERNEL": kernel, "STRIDE": stride, "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c},

@@ -159,7 +159,7 @@ class Run:
         return min(measured.times, key=measured.times.get, default=None) if measured else None
 
     def finish(self, seconds):
-        from ..tune.choose import update
+        from ..tune.choose import needed, update
 
         wanted = {str(p) for p in self.problems}
         done = {name: measured for name, measured in self.journal.done.items() if name in wanted}
@@ -170,6 +170,7 @@ class Run:
             for variant, why in m.wrong.items():
                 self.console.print(f"WRONG {m.op}/{variant} on {words(m.shape)}, batch {m.batch}: {why}", markup=False)
         table = update(self.table, measured, self.capability)
+        table.lines = needed(table.lines, self.problems, {p: m for p in self.problems if (m := done.get(str(p)))})
         table.measured = self.environment
         write_table(self.path, table)
         keys = {m.key for m in measured}

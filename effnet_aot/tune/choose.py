@@ -1,13 +1,15 @@
 """From times to lines of the tuning table.
 
 A choice that stands is only given up for one that is at least 2% faster, so that noise does not move it; and at most three
-variants ship for the batches of one shape.
+variants ship for the batches of one shape. Of variants that are as fast within 2%, the one that serves more shapes is taken.
 """
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from ..aot.tables import Line, Problem, Table
+from ..aot.tables import NONE, Line, Problem, Table
+from .calls import parts
 
 GAIN = 0.02
 SHIPPED = 3
@@ -29,12 +31,13 @@ def update(table, measured, capability):
     for m in measured:
         if m.times:
             groups.setdefault(m.group, []).append(m)
-    lines = dict(old)
+    lines, picked = dict(old), {}
     for group, members in groups.items():
         measured_keys = {m.key for m in members}
         others = {line.variant for line in old.values() if line.group == group and line.key not in measured_keys}
-        for m, variant in choose(members, {m.key: old[m.key].variant for m in members if m.key in old}, others):
-            lines[m.key] = Line(*m.key, capability, variant, m.times[variant], m.default, m.times.get(m.default, m.times[variant]))
+        picked |= {m.key: (m, variant) for m, variant in choose(members, {m.key: old[m.key].variant for m in members if m.key in old}, others)}
+    for m, variant in consolidate(picked, [line for line in old.values() if line.key not in picked]):
+        lines[m.key] = Line(*m.key, capability, variant, m.times[variant], m.default, m.times.get(m.default, m.times[variant]))
     for m in measured:
         if not m.times or (m.key in lines and lines[m.key].variant in m.wrong):
             lines.pop(m.key, None)  # nothing was right, or what stood here is not any more
@@ -61,3 +64,43 @@ def choose(members, standing, others=frozenset()):
             if picks[m.key] not in allowed:
                 picks[m.key] = min((v for v in allowed if v in m.times), key=m.times.get, default=m.default)
     return [(m, picks[m.key]) for m in members if picks[m.key] in m.times]
+
+
+def needed(lines, problems, measured):
+    """The lines without those of a block's parts where the block has a kernel of its own. `problems` are measure.Problem,
+    `measured` maps those that have been measured."""
+    variants = {line.key: line.variant for line in lines}
+    alone, asked = {problem.call for problem in problems}, set()
+    for problem in problems:
+        found = parts(problem.call)
+        alone -= set(found)
+        if variants.get(measured[problem].key if problem in measured else None, NONE) == NONE:
+            asked |= {replace(problem, call=part) for part in found}
+    needless = {m.key for problem, m in measured.items() if problem.call not in alone and problem not in asked}
+    return [line for line in lines if line.key not in needless or line.key in {measured[p].key for p in asked & measured.keys()}]
+
+
+def consolidate(picked, others):
+    """(measured, variant) for every pick: a variant that few shapes take gives way to one that more of them do, or that ships
+    anyway, if that is at most 2% slower. Each is a kernel to compile, to carry and to test. `picked` are (measured, variant)
+    by key, `others` the lines that stay."""
+    taken = Counter((line.op, line.variant) for line in others)
+    taken.update((m.op, variant) for m, variant in picked.values())
+    taken.update({key: len(taken) + sum(taken.values()) for key in {(m.op, m.default) for m, _ in picked.values()}})
+    shipped = {}  # by group, how often
+    for problem, variant in [*((line, line.variant) for line in others), *picked.values()]:
+        shipped.setdefault(problem.group, Counter())[variant] += 1
+    found, moved = {key: variant for key, (_, variant) in picked.items()}, True
+    while moved:
+        moved = False
+        for m, pick in sorted(picked.values(), key=lambda pair: taken[pair[0].op, found[pair[0].key]]):
+            present, of_shape = found[m.key], shipped[m.group]
+            near = [v for v, us in m.times.items() if us <= (1 + GAIN) * m.times[pick] and (of_shape[v] or of_shape[present] == 1 or len(+of_shape) < SHIPPED)]
+            best = max(near, key=lambda v: (taken[m.op, v], -m.times[v]), default=present)
+            if taken[m.op, best] > taken[m.op, present]:
+                taken[m.op, best] += 1
+                taken[m.op, present] -= 1
+                of_shape[best] += 1
+                of_shape[present] -= 1
+                found[m.key], moved = best, True
+    return [(m, found[key]) for key, (m, _) in picked.items()]
