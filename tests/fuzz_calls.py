@@ -146,7 +146,8 @@ def spoil(r, call, device):
         shape = [*t.shape[:d], r.choice([0, 1, t.shape[d] + 1, max(t.shape[d] - 1, 0), 2 * t.shape[d]]), *t.shape[d + 1 :]]
         call.args[name] = torch.ones(shape, dtype=t.dtype, device=t.device)
     elif kind == "device":
-        call.args[name] = t.to("meta" if device == "cpu" or r.random() < 0.3 else "cpu")
+        other = "meta" if device == "cpu" or r.random() < 0.3 else "cpu"
+        call.args[name] = t if t.is_meta else t.to(other)  # it may have been spoilt before
     elif kind == "eps":
         call.args["eps"] = r.choice([-1e-5, -1.0, math.nan, -math.inf])
     elif kind == "stride":

@@ -366,5 +366,18 @@ def check_nan_and_infinity_in_a_block(target, variant, padding):
     assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
 
 
+def check_infinity_in_a_convolution(target, variant):
+    """It reaches the outputs of its window and no others, and is no NaN there, of however many products one is made."""
+    v, r = Variant("conv", variant), random.Random(variant)
+    problem, tail = PROBLEMS["conv"](v, r, False), v.tails()[0]._replace(activation="none")
+    tensors = draw(v, problem, tail, r)
+    for image, special in ((0, math.inf), (-1, -math.inf)):
+        tensors["x"][image, r.randrange(problem.x[1]), r.randrange(problem.x[2]), r.randrange(problem.x[3])] = special
+    truth = truth_of(v, problem, tail, tensors).value
+    out = launch(target, v, problem, tail, tensors, truth.shape, GUARD, r).double()
+    assert torch.equal(out.isnan(), truth.isnan()) and torch.equal(out.isinf(), truth.isinf())
+
+
 BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]
 BLOCKS = [variant for op, variant in EMBEDDED if op == "mbconv"]
+CONVOLUTIONS = [variant for op, variant in EMBEDDED if op == "conv"]

@@ -117,6 +117,8 @@ def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, widt
         weights_high = to_tf32(weights)
         result = mma_v2(to_tf32(pixels - pixels_high), weights_high, result, input_precision="tf32")
         result = mma_v2(pixels_high, to_tf32(weights - weights_high), result, input_precision="tf32")
+        # What is left of infinity is NaN; the last product alone knows what becomes of it.
+        result = gl.where(result == result, result, 0.0)
         result = mma_v2(pixels_high, weights_high, result, input_precision="tf32")
     else:
         result = mma_v2(pixels, weights, result)
