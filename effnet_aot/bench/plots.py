@@ -43,7 +43,8 @@ def horizontal_bars(panel, rows, key):
 
 
 def machine(results):
-    return results["environment"]["device"]
+    where = results["environment"]
+    return ", ".join(filter(None, [where["device"], f"torch {where['torch']}", where.get("image"), where["commit"] and f"commit {where['commit'][:10]}"]))
 
 
 def comparison(results, path):
@@ -58,8 +59,7 @@ def comparison(results, path):
             rows = sorted((row for row in timed if (row["dtype"], row["batch"], row["size"]) == (dtype, batch, size)), key=lambda row: -row["us"])
             bars = horizontal_bars(panel, rows, "us")
             panel.bar_label(bars, [f"{row['us']:.0f}" for row in rows], padding=3, fontsize=8)
-            panel.set_xscale("log")
-            panel.set_xlim(right=2 * max((row["us"] for row in rows), default=1))
+            panel.set_xlim(0, 1.15 * max((row["us"] for row in rows), default=1))
             panel.tick_params(axis="y", labelsize=8)
             panel.set_title(f"{dtype}, batch {batch}, {size} x {size}", fontsize=10)
             panel.set_xlabel("time (us)")
@@ -119,7 +119,7 @@ def scaling(results, path):
         here = [row for row in rows if row["dtype"] == dtype]
         for way in unique(row["way"] for row in here):
             mine = [row for row in here if row["way"] == way]
-            style = {"color": COLORS[mine[0]["role"]] if mine[0]["role"] == "ours" else None, "label": mine[0]["title"], "marker": ".", "lw": 1}
+            style = {"color": COLORS[mine[0]["role"]] if mine[0]["role"] == "ours" else None, "label": mine[0]["title"], "marker": ".", "lw": 1, "ls": "-" if "graph" in mine[0]["title"] else "--"}
             for panel, key, chosen in [
                 (line[0], "batch", [row for row in mine if row["size"] == side]),
                 (line[1], "size", [row for row in mine if row["batch"] == results["settings"]["scaling_batch"]]),
@@ -128,6 +128,9 @@ def scaling(results, path):
                 panel.plot([row[key] for row in chosen], [row["us_per_image"] for row in chosen], **style)
         for panel, label in zip(line, (f"images in the batch ({side} x {side})", f"height and width (batch {results['settings']['scaling_batch']})"), strict=True):
             panel.set(xscale="log", yscale="log", xlabel=label, ylabel="us an image", title=dtype)
+            sizes = unique(x for drawn in panel.lines for x in drawn.get_xdata())
+            panel.set_xticks(sizes, list(map(str, sizes)))
+            panel.set_xticks([], minor=True)
             tidy(panel)
         line[0].legend(fontsize=7)
     picture.suptitle(machine(results))
