@@ -486,8 +486,10 @@ def test_measure_needs_a_gpu(tmp_path):
         (tmp_path / name).write_text("{}")
     shutil.copy(_library.PATH, tmp_path)
     command = [sys.executable, "-m", "effnet_aot", "tune", "measure", "--bundle", str(tmp_path), "--out", str(tmp_path / "out")]
+    ours = {path.name: path.read_text() for path in (stub_cuda.ROOT / "triton_src" / "tuned").iterdir()}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, cwd=stub_cuda.ROOT)
     assert done.returncode == 1 and "torch finds no usable GPU here" in done.stdout, done.stdout + done.stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == ours, "measuring adds to them"
     with package(tmp_path) as folder:
         script = "from effnet_aot import _library; _library.require(); print(_library.PATH.resolve())"
         done = subprocess.run([sys.executable, "-P", "-c", script] if sys.version_info >= (3, 11) else [sys.executable, "-c", script],

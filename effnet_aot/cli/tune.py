@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,10 @@ def run_build(arguments, console):
 
 def run_measure(arguments, console):
     if not arguments.in_bundle:
+        for table in TABLES.glob("sm_*.json"):  # what is not measured now stays as it is
+            if not (arguments.out / table.name).exists():
+                arguments.out.mkdir(parents=True, exist_ok=True)
+                shutil.copy(table, arguments.out)
         names = ("shapes", "ops", "dtypes", "batches", "image", "seconds")
         options = [word for name in names if (value := getattr(arguments, name)) for word in (f"--{name}", *(value if isinstance(value, list) else [value]))]
         return in_bundle(arguments, "measure", *options, *(["--no-tf32"] if arguments.no_tf32 else []), image=arguments.image)
@@ -122,8 +127,7 @@ class Run:
         image = self.library.image()
         self.capability = int(image.split("_")[1])
         self.path = path_of(arguments.out, self.capability)
-        present = self.path if self.path.exists() else path_of(TABLES, self.capability)
-        self.table = read_table(present) if present.exists() else Table(self.capability, {}, [])
+        self.table = read_table(self.path) if self.path.exists() else Table(self.capability, {}, [])
         self.environment = {
             "device": torch.cuda.get_device_name(), "torch": torch.__version__, "image": image,
             "triton": json.loads((arguments.bundle / "manifest.json").read_text())["triton"],
