@@ -502,6 +502,14 @@ def test_interrupt(folder, tmp_path, monkeypatch, capsys):
     check_rows(rows_of(tmp_path / "results.csv"))
 
 
+def status(pid):
+    """The state of a process, its parent and more; nothing where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def test_kill_and_resume(tmp_path):
     """kill -9, twice, in the middle of a run with worker processes."""
     folder, out = tmp_path / "photographs", tmp_path / "results.csv"
@@ -522,8 +530,13 @@ def test_kill_and_resume(tmp_path):
         while not out.exists() or out.read_bytes().count(b"\n") <= lines:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
+        workers = [pid.name for pid in Path("/proc").glob("[0-9]*") if status(pid.name)[1:2] == [str(process.pid)]]
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert len(workers) == 2
+        while any(status(worker)[:1] not in ([], ["Z"]) for worker in workers):  # a zombie only waits to be asked for
+            assert time.monotonic() < deadline, "a worker outlives its parent"
+            time.sleep(0.02)
         data = out.read_bytes()
         assert data.startswith(before) and lines < data.count(b"\n") < 62
         before = data

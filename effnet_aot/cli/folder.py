@@ -10,7 +10,9 @@ import csv
 import ctypes
 import fcntl
 import io
+import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -72,6 +74,7 @@ def stream(folder, paths, rows, arguments, make_classifier, console):
         batch_size=batch_size,
         num_workers=min(arguments.workers, -(-len(paths) // batch_size)),
         collate_fn=collate,
+        worker_init_fn=end_with_parent,
     )
     batches = iter(loader)  # the workers start, and read while the network is made
     classifier = make_classifier()
@@ -86,6 +89,15 @@ def stream(folder, paths, rows, arguments, make_classifier, console):
             rows.append({**dict(zip(names, guesses, strict=True)), **failures})
             done += len(names) + len(failures)
             progress.update(task, completed=done, rate=f"{done / (time.monotonic() - start):.1f} pictures/s")
+
+
+def end_with_parent(worker):
+    """A worker sees by itself that its parent was killed, but not while it waits for somebody to take its pictures: it would
+    stay for ever. So the kernel ends it."""
+    parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if not multiprocessing.parent_process().is_alive():  # too late for the signal
+        os._exit(1)
 
 
 class Pictures(torch.utils.data.Dataset):
