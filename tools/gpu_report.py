@@ -60,7 +60,8 @@ def stress(report):
 
 def sanitizer(text):
     summaries = re.findall(r"SUMMARY: (.*)", text) or ["no summary"]
-    return [*dict.fromkeys(summaries), text.strip().splitlines()[-1]]
+    parts = re.findall(r"^=* ?(\d+ (?:passed|failed|error|skipped|deselected).*?) ?=*$", text, re.MULTILINE)  # one, or more that ran side by side
+    return [*dict.fromkeys(summaries), "; ".join(parts) or text.strip().splitlines()[-1]]
 
 
 def run(results):
