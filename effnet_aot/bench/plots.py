@@ -44,7 +44,8 @@ def horizontal_bars(panel, rows, key):
 
 def machine(results):
     where = results["environment"]
-    return ", ".join(filter(None, [where["device"], f"torch {where['torch']}", where.get("image"), where["commit"] and f"commit {where['commit'][:10]}"]))
+    torch, commit = where.get("torch"), where.get("commit")
+    return ", ".join(filter(None, [where["device"], torch and f"torch {torch}", where.get("image"), commit and f"commit {commit[:10]}"]))
 
 
 def comparison(results, path):
