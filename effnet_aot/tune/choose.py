@@ -76,8 +76,9 @@ def needed(lines, problems, measured):
         alone -= set(found)
         if variants.get(measured[problem].key if problem in measured else None, NONE) == NONE:
             asked |= {replace(problem, call=part) for part in found}
-    needless = {m.key for problem, m in measured.items() if problem.call not in alone and problem not in asked}
-    return [line for line in lines if line.key not in needless or line.key in {measured[p].key for p in asked & measured.keys()}]
+    keys = {m.key for m in measured.values()}
+    kept = {m.key for problem, m in measured.items() if problem.call in alone or problem in asked}
+    return [line for line in lines if line.key in kept or line.key not in keys]
 
 
 def consolidate(picked, others):
