@@ -316,7 +316,7 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
   const CUlaunchConfig config{.gridDimX = static_cast<unsigned>(grid), .gridDimY = 1, .gridDimZ = 1,
                               .blockDimX = static_cast<unsigned>(r.image->threads), .blockDimY = 1, .blockDimZ = 1,
                               .sharedMemBytes = static_cast<unsigned>(r.image->shared), .hStream = static_cast<CUstream>(place.stream),
-                              .attrs = &early, .numAttrs = r.image->dependent_launch && driver().version >= 12030 ? 1u : 0u};
+                              .attrs = &early, .numAttrs = place.early && r.image->dependent_launch && driver().version >= 12030 ? 1u : 0u};
   const CUresult result = driver().launch_kernel(&config, r.function, arguments.data(), nullptr);
   if (result != CUDA_SUCCESS)
     fail(Failure::driver, std::string("effnet::") + op + ": launching " + variant.kernel + " (" + variant.name + ", " + image_name(*r.image) + ") on device " + std::to_string(place.device) + " with grid (" +
@@ -336,6 +336,7 @@ void replay(std::span<const PreparedLaunch> launches, Place place, std::span<con
       addresses[i] = &values[i];
     }
     launch(l.op, *l.variant, place, l.grid, std::span<void*>(addresses, count + 2));
+    place.early = true;
   }
 }
 

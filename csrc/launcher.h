@@ -36,11 +36,13 @@ struct PreparedLaunch {
 };
 
 // Where to run: a device by its CUDA ordinal and a stream of it (CUstream; null is the default stream). With `prepared`
-// nothing runs: launches are appended there.
+// nothing runs: launches are appended there. `early`: a kernel that can may start before the one in front of it on the stream
+// has ended; then its weights, which it reads before it waits for that one, must be older than the last kernel that was not early.
 struct Place {
   int device = 0;
   void* stream = nullptr;
   std::vector<PreparedLaunch>* prepared = nullptr;
+  bool early = false;
 };
 
 // Launches `variant` on `grid` blocks. `arguments` are the addresses of the kernel's run-time parameters, in order, with
@@ -63,8 +65,8 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, V
   launch(op, variant, place, grid, std::span<void*>(addresses));
 }
 
-// Makes prepared launches, in order. An address in them is an index into `bases`, shifted by kBaseShift, plus an offset;
-// index 0 is null.
+// Makes prepared launches, in order, all but the first early. An address in them is an index into `bases`, shifted by
+// kBaseShift, plus an offset; index 0 is null.
 constexpr int kBaseShift = 44;
 void replay(std::span<const PreparedLaunch> launches, Place place, std::span<const uint64_t> bases);
 

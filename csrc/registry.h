@@ -20,7 +20,7 @@ struct Image {
   int spills;     // bytes per thread
   int shared;     // bytes of dynamic shared memory per block
   int threads;    // per block
-  bool dependent_launch;  // waits by itself for the kernel in front of it on the stream, so that it may be launched early
+  bool dependent_launch;  // waits by itself for the kernel in front of it on the stream before it touches a map, so that it may be launched early
   const char* sha256;
 };
 

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import HAS_BIAS, PARAMETERS, activate, apply_affine, load_affine
 from ._gluon import clamp, to_tf32
-from ._launch import begin, begin_gluon
+from ._launch import let_next_start, let_next_start_gluon, wait_for_maps, wait_for_maps_gluon
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
 
@@ -31,7 +31,7 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
                 eps, low, high, flags,
                 KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                 PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    begin(DEPENDENT_LAUNCH)
+    let_next_start(DEPENDENT_LAUNCH)
     plane = out_height * out_width
     pixel_tiles = tl.cdiv(plane, BLOCK_M)
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
@@ -47,6 +47,7 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
     # Known where it can be, so that the divisions below are multiplications.
     row_taps = KERNEL if KERNEL > 0 else kernel_x
     taps = KERNEL * KERNEL if KERNEL > 0 else kernel_y * kernel_x
+    wait_for_maps(DEPENDENT_LAUNCH)
     accumulator = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, in_channels * taps, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -79,7 +80,7 @@ def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, widt
                        x_image, x_channel, x_row, x_column, weight_out, weight_in, weight_row, weight_column,
                        eps, low, high, flags,
                        TILES: gl.constexpr, WARPS: gl.constexpr, BLOCK_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
-    begin_gluon(DEPENDENT_LAUNCH)
+    let_next_start_gluon(DEPENDENT_LAUNCH)
     BLOCK_M: gl.constexpr = 16 * TILES * WARPS
     dtype: gl.constexpr = x.dtype.element_ty
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1], [16, 8])
@@ -108,6 +109,7 @@ def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, widt
     # Unsigned, so that one comparison sees both borders.
     inside = ((y[:, None] + (k % 9 // 3)[None, :]).to(gl.uint32) < height.to(gl.uint32)) & ((z[:, None] + (k % 3)[None, :]).to(gl.uint32) < width.to(gl.uint32))
     where = (y * x_row + z * x_column)[:, None] + (k // 9 * x_channel + k % 9 // 3 * x_row + k % 3 * x_column)[None, :]
+    wait_for_maps_gluon(DEPENDENT_LAUNCH)
     pixels = gl.load(x + image * x_image + where, mask=inside & (p < plane)[:, None] & (k < 9 * in_channels)[None, :], other=0.0)
 
     result = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=mma)

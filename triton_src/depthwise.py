@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
-from ._launch import begin
+from ._launch import let_next_start, wait_for_maps
 from ._variant import PRECISION_CODES, Variant
 
 
@@ -19,7 +19,7 @@ from ._variant import PRECISION_CODES, Variant
 def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
                      stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
                      CHANNELS_LAST: tl.constexpr, KERNEL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    begin(DEPENDENT_LAUNCH)
+    let_next_start(DEPENDENT_LAUNCH)
     plane = out_height * out_width
     if CHANNELS_LAST:
         channel_tiles = tl.cdiv(channels, BLOCK_C)
@@ -44,6 +44,7 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
         accumulator = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     first_y = (p_in_plane // out_width) * stride_y - top
     first_x = (p_in_plane % out_width) * stride_x - left
+    wait_for_maps(DEPENDENT_LAUNCH)
     # Only the columns are unrolled: with all taps of a 5x5 kernel in flight the registers do not suffice.
     for ky in tl.range(KERNEL, loop_unroll_factor=1):
         # A row's taps are summed for themselves: shorter sums lose fewer digits.
@@ -74,7 +75,7 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
 def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
                           stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
                           KERNEL: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    begin(DEPENDENT_LAUNCH)
+    let_next_start(DEPENDENT_LAUNCH)
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     column_tiles = tl.cdiv(out_width, BLOCK_P)
     row_tiles = tl.cdiv(out_height, ROWS)
@@ -87,6 +88,7 @@ def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
     taps = ()
     for k in tl.static_range(KERNEL * KERNEL):
         taps = taps + (tl.load(weight + c * weight_channel + k * weight_tap, mask=in_c, other=0.0).to(tl.float32),)
+    wait_for_maps(DEPENDENT_LAUNCH)
     sums = ()
     for r in tl.static_range(ROWS):
         sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine, load_bias
 from ._gemm import accumulate_planes, accumulate_rows, accumulate_split_rows
-from ._launch import begin
+from ._launch import let_next_start, wait_for_maps
 from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_schedules, tiles
 
 
@@ -18,13 +18,14 @@ from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_sch
 def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_channels, in_channels, eps, low, high, flags,
                      CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                      PRECISION: tl.constexpr, FOLDED: tl.constexpr, SPLITS: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    begin(DEPENDENT_LAUNCH)
+    let_next_start(DEPENDENT_LAUNCH)
     # `pixels` counts those of the whole batch (channels_last) or of one image (NCHW).
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
     tile = tl.program_id(0) // channel_tiles
     o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_out = o < out_channels
     affine = load_bias(p0, o, in_out, flags) if FOLDED else load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    wait_for_maps(DEPENDENT_LAUNCH)
     if CHANNELS_LAST:
         p = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         in_p = p < pixels

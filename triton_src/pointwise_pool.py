@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_planes, accumulate_rows
-from ._launch import begin
+from ._launch import let_next_start, wait_for_maps
 from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
@@ -17,12 +17,13 @@ from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 def effnet_pointwise_pool(x, weight, p0, p1, p2, p3, out, pixels, out_channels, in_channels, eps, low, high, flags,
                           CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                           PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    begin(DEPENDENT_LAUNCH)
+    let_next_start(DEPENDENT_LAUNCH)
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
     image = tl.program_id(0) // channel_tiles
     o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_out = o < out_channels
     affine = load_affine(p0, p1, p2, p3, o, in_out, eps, flags)
+    wait_for_maps(DEPENDENT_LAUNCH)
     x += image * pixels * in_channels
     # Summed pixel by pixel of the tile and across the tile at the end: shorter sums lose fewer digits.
     total = tl.zeros((BLOCK_M, BLOCK_N) if CHANNELS_LAST else (BLOCK_N, BLOCK_M), tl.float32)
