@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -45,6 +46,15 @@ struct Driver {
   decltype(&cuKernelSetAttribute) set_kernel_attribute;
   decltype(&cuKernelGetFunction) kernel_function;
   decltype(&cuLaunchKernelEx) launch_kernel;
+  decltype(&cuStreamIsCapturing) is_capturing;
+  decltype(&cuStreamCreate) create_stream;
+  decltype(&cuStreamDestroy) destroy_stream;
+  decltype(&cuStreamBeginCapture) begin_capture;
+  decltype(&cuStreamEndCapture) end_capture;
+  decltype(&cuGraphInstantiateWithFlags) instantiate_graph;
+  decltype(&cuGraphLaunch) launch_graph;
+  decltype(&cuGraphDestroy) destroy_graph;
+  decltype(&cuGraphExecDestroy) destroy_graph_exec;
   int version = 0;
 
   std::string describe(CUresult result) const {
@@ -92,6 +102,15 @@ Driver* open_driver() {
   resolve(driver->set_kernel_attribute, "cuKernelSetAttribute");
   resolve(driver->kernel_function, "cuKernelGetFunction");
   resolve(driver->launch_kernel, "cuLaunchKernelEx");
+  resolve(driver->is_capturing, "cuStreamIsCapturing");
+  resolve(driver->create_stream, "cuStreamCreate");
+  resolve(driver->destroy_stream, "cuStreamDestroy_v2");
+  resolve(driver->begin_capture, "cuStreamBeginCapture_v2");
+  resolve(driver->end_capture, "cuStreamEndCapture");
+  resolve(driver->instantiate_graph, "cuGraphInstantiateWithFlags");
+  resolve(driver->launch_graph, "cuGraphLaunch");
+  resolve(driver->destroy_graph, "cuGraphDestroy");
+  resolve(driver->destroy_graph_exec, "cuGraphExecDestroy");
   driver->check(driver->init(0), "starting the CUDA driver");
   driver->driver_version(&driver->version);
   pthread_atfork(nullptr, nullptr, [] { forked = started.load(); });
@@ -323,7 +342,67 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
          std::to_string(grid) + ", 1, 1) failed: " + driver().describe(result));
 }
 
-void replay(std::span<const PreparedLaunch> launches, Place place, std::span<const uint64_t> bases) {
+Sequence::~Sequence() {
+  for (const Recording& r : recordings_)
+    if (r.graph) driver().destroy_graph_exec(static_cast<CUgraphExec>(r.graph));  // one that still runs is let finish
+}
+
+void Sequence::run(Place place, std::span<const uint64_t> bases) const {
+  constexpr size_t kRecordings = 16;  // of addresses that take turns, on several streams say
+  const DeviceState& state = device_state(place.device);
+  CurrentContext context(state.context);
+  CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
+  const CUstream stream = static_cast<CUstream>(place.stream);
+  if (driver().is_capturing(stream, &capturing) != CUDA_SUCCESS || capturing != CU_STREAM_CAPTURE_STATUS_NONE) return launch_all(place, bases);
+  // Whoever finds another thread at it does not wait. A graph is not for several threads at once.
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock || !records_) return launch_all(place, bases);
+
+  auto r = std::find_if(recordings_.begin(), recordings_.end(), [&](const Recording& r) { return r.device == place.device && std::ranges::equal(r.bases, bases); });
+  if (r == recordings_.end()) {
+    if (recordings_.size() == kRecordings) {
+      if (void* graph = recordings_.back().graph) driver().destroy_graph_exec(static_cast<CUgraphExec>(graph));
+      recordings_.pop_back();
+    }
+    recordings_.insert(recordings_.begin(), {place.device, {bases.begin(), bases.end()}});
+    return launch_all(place, bases);
+  }
+  std::rotate(recordings_.begin(), r, r + 1);
+  Recording& found = recordings_.front();
+  if (!found.graph) found.graph = record(place, bases);
+  records_ = found.graph != nullptr;
+  if (!records_) return launch_all(place, bases);
+  const CUresult result = driver().launch_graph(static_cast<CUgraphExec>(found.graph), stream);
+  if (result != CUDA_SUCCESS)
+    fail(Failure::driver, std::string("effnet::network: launching ") + std::to_string(launches.size()) + " kernels on device " + std::to_string(place.device) + " as a graph failed: " + driver().describe(result));
+}
+
+// Null where the driver does not do it, which is no reason to fail: launching one by one will do, or tells what is wrong.
+void* Sequence::record(Place place, std::span<const uint64_t> bases) const {
+  const Driver& d = driver();
+  RelaxedCapture relaxed;
+  CUstream stream = nullptr;
+  CUgraph graph = nullptr;
+  CUgraphExec executable = nullptr;
+  if (d.create_stream(&stream, CU_STREAM_NON_BLOCKING) != CUDA_SUCCESS) return nullptr;
+  if (d.begin_capture(stream, CU_STREAM_CAPTURE_MODE_RELAXED) == CUDA_SUCCESS) {
+    bool complete = true;
+    place.stream = stream;
+    try {
+      launch_all(place, bases);
+    } catch (const Error&) {
+      complete = false;
+    }
+    if (d.end_capture(stream, &graph) == CUDA_SUCCESS && graph) {
+      if (complete && d.instantiate_graph(&executable, graph, 0) != CUDA_SUCCESS) executable = nullptr;
+      d.destroy_graph(graph);
+    }
+  }
+  d.destroy_stream(stream);
+  return executable;
+}
+
+void Sequence::launch_all(Place place, std::span<const uint64_t> bases) const {
   constexpr size_t kMost = 64;  // parameters
   uint64_t values[kMost];
   void* addresses[kMost];

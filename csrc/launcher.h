@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -32,7 +33,7 @@ struct PreparedLaunch {
   const Variant* variant;
   int64_t grid;
   std::vector<uint64_t> values;     // the kernel's run-time parameters, in order
-  std::vector<uint8_t> is_address;  // which of them are: see replay()
+  std::vector<uint8_t> is_address;  // which of them are: see Sequence
 };
 
 // Where to run: a device by its CUDA ordinal and a stream of it (CUstream; null is the default stream). With `prepared`
@@ -65,10 +66,38 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, V
   launch(op, variant, place, grid, std::span<void*>(addresses));
 }
 
-// Makes prepared launches, in order, all but the first early. An address in them is an index into `bases`, shifted by
+// Prepared launches, to be made in order, all but the first early. An address in them is an index into `bases`, shifted by
 // kBaseShift, plus an offset; index 0 is null.
+//
+// Addresses come back, as PyTorch's allocator hands out what was just freed. Those that were seen before become a CUDA graph:
+// one call of the driver instead of one a kernel, which at small batches is most of what a network costs.
 constexpr int kBaseShift = 44;
-void replay(std::span<const PreparedLaunch> launches, Place place, std::span<const uint64_t> bases);
+class Sequence {
+ public:
+  Sequence() = default;
+  ~Sequence();
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
+  std::vector<PreparedLaunch> launches;
+
+  // Safe to call from several threads once `launches` are complete.
+  void run(Place place, std::span<const uint64_t> bases) const;
+
+ private:
+  struct Recording {
+    int device;
+    std::vector<uint64_t> bases;
+    void* graph = nullptr;  // CUgraphExec; null where the addresses were seen once
+  };
+
+  void launch_all(Place place, std::span<const uint64_t> bases) const;
+  void* record(Place place, std::span<const uint64_t> bases) const;
+
+  mutable std::mutex mutex_;
+  mutable std::vector<Recording> recordings_;  // the last used one first
+  mutable bool records_ = true;                // until the driver refuses
+};
 
 // Throws in a child of a process that used CUDA through this library, where nothing of CUDA works any more.
 void check_not_forked();

@@ -139,7 +139,7 @@ struct Planner {
 
   void prepare(size_t i) {
     const Step& s = plan.steps[i];
-    const Place place{.device = device, .prepared = &plan.launches};
+    const Place place{.device = device, .prepared = &plan.sequence.launches};
     if (s.kind == StepKind::mbconv) return launch_mbconv(block(i), places[i].scratch < 0 ? nullptr : symbol(kWorkspace, places[i].scratch), place);
 
     const char* op = s.op.c_str();
@@ -214,7 +214,7 @@ void launch_network(const NetworkPlan& plan, const Tensor& x, const std::vector<
   auto base = [](const void* address, uint64_t offset) { return reinterpret_cast<uint64_t>(address) - offset; };
   bases.assign({0, base(x.const_data_ptr(), alignment(x)), base(workspace, 0), base(out, 0)});
   for (const Tensor& t : weights) bases.push_back(base(t.const_data_ptr(), alignment(t)));
-  replay(plan.launches, place, bases);
+  plan.sequence.run(place, bases);
 }
 
 }  // namespace effnet

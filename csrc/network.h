@@ -18,7 +18,7 @@ struct NetworkPlan {
   bool composed = false;  // some tensor has to be copied first, so the steps run one by one on tensors of their own
 
   int64_t workspace = 0;  // bytes
-  std::vector<PreparedLaunch> launches;
+  Sequence sequence;
 
   const Value& result() const { return shapes.back().out; }
 };

@@ -475,6 +475,12 @@ def test_loading_is_allowed_within_a_capture(stub):
     assert during.index(relaxed) < during.index("cuLibraryLoadData") < during.index("cuKernelGetFunction") < during.index(global_) < during.index("cuLaunchKernelEx")
 
 
+def test_single_calls_wait_for_what_came_before(stub, few_images):
+    """Their weights may be its result. Only the kernels of a network start early."""
+    run = stub.run(launch("pointwise"), launch("pointwise"), devices="9.0", **few_images).assert_ok()
+    assert [(r["image"]["capability"], r["early"]) for r in run.launches] == 2 * [(90, False)]
+
+
 def test_preload_leaves_nothing_but_the_launch(stub):
     calls = [launch(op, **changes) for op, changes, _ in CHOICES]
     run = stub.run(["preload", 0], *calls).assert_ok()

@@ -1,6 +1,7 @@
 """The op `network` against the single ops: numbers, gradients, tracing, errors, and what it launches on CUDA (a stub's)."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -262,6 +263,35 @@ def test_launches(stub, torch_cuda):
     assert first[-1]["parameters"]["out"] == out
     assert all(workspace <= r["parameters"]["out"] < workspace + size and (r["parameters"]["out"] - workspace) % 256 == 0 for r in first[:-1])
     assert {r["stream"] for r in first} == {0x5EED}
+
+
+@pytest.mark.xdist_group("stub_cuda")
+@pytest.mark.parametrize("fail", ["", "cuStreamCreate=2", "cuStreamBeginCapture_v2=1", "cuStreamEndCapture=1", "cuGraphInstantiateWithFlags=2"])
+def test_repeated_addresses_become_a_graph(stub, torch_cuda, fail):
+    """From their second time on; and where the driver does not do it, kernels are launched one by one as before."""
+    child, log = Path(__file__).with_name("network_graph_child.py"), stub.new_log()
+    environment = stub.environment(log, fail=fail, PYTHONPATH=stub.python_path()) if fail else stub.executing(log)
+    done = subprocess.run([sys.executable, child, torch_cuda], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result, records = json.loads(done.stdout), stub.read(log)
+    assert fail or (result["nonzero"] and all(result["equal"]))
+    graphs = [r for r in records if r["call"] == "cuGraphLaunch"]
+    launched = [r for r in records if r["call"] == "cuLaunchKernelEx" and r["stream"] == 0x5EED]
+    count = len(launched) // (8 - len(graphs))
+    assert len(launched) == count * (8 - len(graphs)) and count > 8
+    if fail:
+        assert not graphs
+    else:
+        assert 3 <= len(graphs) <= 4  # the first of those kept may have the addresses of those dropped
+        assert {(r["kernels"], r["stream"]) for r in graphs} == {(count, 0x5EED)}
+        assert len([r for r in records if r["call"] == "cuStreamBeginCapture"]) == 1
+
+
+@pytest.mark.xdist_group("stub_cuda")
+def test_graph_that_fails(stub, torch_cuda):
+    child = Path(__file__).with_name("network_graph_child.py")
+    done = subprocess.run([sys.executable, child, torch_cuda], env=stub.environment(stub.new_log(), fail="cuGraphLaunch=719", PYTHONPATH=stub.python_path()), capture_output=True, text=True, timeout=300)
+    assert done.returncode and re.search(r"effnet::network: launching \d+ kernels on device 0 as a graph failed: CUDA_ERROR_LAUNCH_FAILED", done.stderr)
 
 
 @pytest.mark.xdist_group("stub_cuda")

@@ -139,6 +139,29 @@ int execute(const Kernel& kernel, ptx::Dim grid, ptx::Dim block, unsigned shared
   }
 }
 
+// What a stream records instead of running it.
+struct Launch {
+  Kernel* kernel;
+  ptx::Dim grid, block;
+  unsigned shared;
+  std::vector<std::string> parameters;  // their bytes
+};
+struct Graph { std::vector<Launch> launches; };
+
+std::map<void*, Graph*> capturing;  // by stream
+
+Launch recorded(Kernel& kernel, ptx::Dim grid, ptx::Dim block, unsigned shared, void** parameters) {
+  Launch launch{&kernel, grid, block, shared, {}};
+  for (int size : parameter_sizes(kernel.name)) launch.parameters.emplace_back(static_cast<const char*>(*parameters++), size);
+  return launch;
+}
+
+int execute(Launch launch) {
+  std::vector<void*> addresses;
+  for (std::string& bytes : launch.parameters) addresses.push_back(bytes.data());
+  return execute(*launch.kernel, launch.grid, launch.block, launch.shared, addresses.data());
+}
+
 }  // namespace
 
 extern "C" {
@@ -321,7 +344,73 @@ int cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** para
   if (current_device() != function->device) return kInvalidHandle;
   if (extra || !gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz > 1024) return kInvalidValue;
   if (int(shared) > kernel.shared_limit[function->device]) return kInvalidValue;
+  if (std::lock_guard lock(mutex); capturing.contains(stream)) {
+    capturing[stream]->launches.push_back(recorded(kernel, {gx, gy, gz}, {bx, by, bz}, shared, parameters));
+    return kSuccess;
+  }
   return execute(kernel, {gx, gy, gz}, {bx, by, bz}, shared, parameters);
+}
+
+int cuStreamCreate(void** stream, unsigned) {
+  BEGIN;
+  *stream = new char;
+  return kSuccess;
+}
+
+int cuStreamDestroy_v2(void* stream) {
+  BEGIN;
+  delete static_cast<char*>(stream);
+  return kSuccess;
+}
+
+int cuStreamIsCapturing(void* stream, int* status) {
+  BEGIN;
+  std::lock_guard lock(mutex);
+  *status = capturing.contains(stream);
+  return kSuccess;
+}
+
+int cuStreamBeginCapture_v2(void* stream, int mode) {
+  BEGIN;
+  record("cuStreamBeginCapture", "\"mode\": " + std::to_string(mode));
+  std::lock_guard lock(mutex);
+  if (!stream || !capturing.emplace(stream, new Graph).second) return kInvalidValue;
+  return kSuccess;
+}
+
+int cuStreamEndCapture(void* stream, Graph** graph) {
+  BEGIN;
+  std::lock_guard lock(mutex);
+  if (!capturing.contains(stream)) return kInvalidValue;
+  *graph = capturing.extract(stream).mapped();
+  return kSuccess;
+}
+
+int cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long) {
+  BEGIN;
+  *executable = new Graph(*graph);
+  return kSuccess;
+}
+
+int cuGraphLaunch(Graph* executable, void* stream) {
+  BEGIN;
+  record("cuGraphLaunch", "\"kernels\": " + std::to_string(executable->launches.size()) + ", \"stream\": " + address(stream));
+  for (const Launch& launch : executable->launches)
+    if (int result = execute(launch)) return result;
+  return kSuccess;
+}
+
+int cuGraphDestroy(Graph* graph) {
+  BEGIN;
+  delete graph;
+  return kSuccess;
+}
+
+int cuGraphExecDestroy(Graph* executable) {
+  BEGIN;
+  record("cuGraphExecDestroy", "");
+  delete executable;
+  return kSuccess;
 }
 
 int cuMemAlloc_v2(unsigned long long* pointer, size_t size) {
