@@ -156,7 +156,7 @@ class FakeClock:
     def pool(self):
         return "shared"
 
-    def prepare(self, function, pool):
+    def prepare(self, function, pool, most):
         assert pool == "shared"
         variant = self.library.variant or function.__name__
         return lambda: self.seconds[variant]

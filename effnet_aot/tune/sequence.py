@@ -81,7 +81,8 @@ def compare(present, others, rounds):
 def settle(trials, measured, variants, fixed=frozenset(), may_ship=lambda key, variant: True, expired=lambda: False, told=lambda key: None):
     """Settled. `measured` are the candidates alone, by key, `variants` the choices to start from; those of the keys in `fixed`
     stay. `may_ship(key, variant)` says whether a variant is allowed beside those of the shape's other batches."""
-    first, found, gained, hopeless = dict(variants), Settled(dict(variants)), {}, set()
+    first, found, hopeless = dict(variants), Settled(dict(variants)), set()
+    gained = {}  # {key: (the variant before, seconds)}
     start = present = trials.prepare(first)
     choices, changed = trials.choices(first), True
     for key, choice in choices.items():
@@ -114,7 +115,8 @@ def settle(trials, measured, variants, fixed=frozenset(), may_ship=lambda key, v
             gain = statistics.median(gains[best])
             if gain >= least and sum(g > 0 for g in gains[best]) >= AGREE * ROUNDS:
                 found.variants[key], present, changed = best, ways[best], True
-                gained[key] = gained.get(key, 0.0) + gain
+                was, seconds = gained.get(key, (now, 0.0))
+                gained[key] = was, seconds + gain
                 choices = trials.choices(found.variants)  # a block's parts come in its place, or go
                 assert choices[key].variant == best, f"{best} was asked for and {choices[key].variant} came"
     found.reached = frozenset(choices)
@@ -126,11 +128,7 @@ def settle(trials, measured, variants, fixed=frozenset(), may_ship=lambda key, v
             found.variants, gained, found.reached, found.after = first, {}, frozenset(trials.choices(first)), found.before
     else:
         found.before = found.after = statistics.median(start() for _ in range(FIRST))
-    standing = trials.choices(first)
-    for key, seconds in gained.items():
-        before = standing[key].variant if key in standing else first.get(key, found.variants[key])
-        if found.variants[key] != before and key in found.reached:
-            found.changes.append(Change(key, before, found.variants[key], seconds))
+    found.changes = [Change(key, was, found.variants[key], seconds) for key, (was, seconds) in gained.items() if found.variants[key] != was and key in found.reached]
     return found
 
 
@@ -160,10 +158,10 @@ def starting(keys, measured, lines):
         if line and line.variant in m.times:
             found[key] = line.variant
             continue
-        times = {v: us for v, us in m.times.items() if may_ship(key, v)} or m.times
+        times = {v: us for v, us in m.times.items() if v == m.default or may_ship(key, v)}
         if times:
             best = min(times, key=times.get)
-            found[key] = best if times[best] <= (1 - GAIN) * times.get(m.default, times[best] / (1 - GAIN)) else m.default
+            found[key] = m.default if m.default in times and times[best] > (1 - GAIN) * times[m.default] else best
     return found
 
 
