@@ -49,7 +49,7 @@ class CountingClock:
     def pool(self):
         return None
 
-    def passes(self, function, pool):
+    def passes(self, seconds):
         return 1
 
     def sequence(self, function, passes, pool):

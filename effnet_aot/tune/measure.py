@@ -81,18 +81,15 @@ class Clock:
 
         return once
 
-    def passes(self, function, pool):
-        """How many whole networks make a graph: enough that the host keeps ahead, few as each is captured anew."""
-        with torch.cuda.stream(self._stream):
-            function()  # loads what it launches
-            graph = self._capture(function, 1, pool)
-            estimate = min(self._seconds(graph.replay) for _ in range(3))
-        return int(min(max(SEQUENCE_SECONDS / estimate, 1), MOST_LAUNCHES))
+    @staticmethod
+    def passes(seconds):
+        """How many whole networks of so many seconds make a graph: enough that the host keeps ahead, few as all are captured."""
+        return int(min(max(SEQUENCE_SECONDS / seconds, 1), MOST_LAUNCHES))
 
     def sequence(self, function, passes, pool):
         """A function that gives the seconds of one pass of a whole network, each time that it is called."""
         with torch.cuda.stream(self._stream):
-            function()
+            function()  # loads what it launches
             graph = self._capture(function, passes, pool)
             replays = max(1, round(SAMPLE_SECONDS / self._seconds(graph.replay)))
 

@@ -53,7 +53,8 @@ class Trials:
     def __init__(self, library, clock, run):
         self._library, self._clock, self._run = library, clock, run
         self._pool = clock.pool()
-        self._passes = clock.passes(run, self._pool)
+        self._kept = clock.sequence(run, 1, self._pool)  # a pool without a graph is gone
+        self._passes = clock.passes(self._kept())
 
     def choices(self, variants):
         """What the network launches, by key."""
