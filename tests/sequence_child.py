@@ -1,5 +1,6 @@
 """Plans ModelNew's network on the stub's CUDA tensors under assignments of variants, and settles its choices by a clock that
-counts what is launched. Prints what was launched and chosen."""
+counts what is launched. Prints what was launched and chosen. With "numbers" behind the stub's library, on a driver that
+computes: whether the results are right."""
 
 import json
 import os
@@ -15,7 +16,7 @@ from effnet_aot.aot.tables import NONE
 from effnet_aot.tune import networks
 from effnet_aot.tune.choose import Measured
 from effnet_aot.tune.library import Library
-from effnet_aot.tune.sequence import Trials, settle
+from effnet_aot.tune.sequence import Trials, check, settle
 
 LOG = Path(os.environ["STUB_CUDA_LOG"])
 
@@ -57,8 +58,36 @@ class CountingClock:
         return lambda: seconds
 
 
+def other_variants(choices):
+    return {key: next((v for v in choice.fitting if v != choice.variant), choice.variant) for key, choice in choices.items()}
+
+
+class OnDevice:
+    """A chain on tensors of the CPU that goes to the device and back."""
+
+    @staticmethod
+    def run(arguments):
+        x, weights, program = arguments
+        to_device, to_host = torch.ops.stub_cuda.to_device, torch.ops.stub_cuda.to_host
+        return to_host(networks.Chain.run((to_device(x, 0), [to_device(weight, 0) for weight in weights], program))).clone()
+
+
+def numbers():
+    (chain,), library, said = networks.chains("modelnew", 32), Library(), {}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    for dtype in (torch.float16, torch.float32):
+        arguments = chain.make(3, dtype, "cpu")
+        with torch.no_grad():
+            with library.assigned({}):
+                own = OnDevice.run(arguments)
+                choices = {choice.key: choice for choice in library.choices()}
+            with library.assigned(other_variants(choices)):
+                other = OnDevice.run(arguments)
+            said[str(dtype)] = [check(library, OnDevice, arguments, other_variants(choices)), (own - other).abs().max().item(), len(choices)]
+    print(json.dumps(said))
+
+
 def main():
-    torch.ops.load_library(sys.argv[1])
     (chain,) = networks.chains("modelnew", 64)
     launched, library = Launched(), Library()
 
@@ -73,7 +102,7 @@ def main():
     with library.assigned({}):
         said["free"] = launched(run)
         choices = {choice.key: choice for choice in library.choices()}
-    wanted = {key: next((v for v in choice.fitting if v != choice.variant), choice.variant) for key, choice in choices.items()}
+    wanted = other_variants(choices)
     with library.assigned(wanted):
         said["forced"] = launched(run)
         taken = {choice.key: choice.variant for choice in library.choices()}
@@ -102,4 +131,6 @@ def main():
     print(json.dumps(said))
 
 
-main()
+if __name__ == "__main__":
+    torch.ops.load_library(sys.argv[1])
+    numbers() if sys.argv[2:] == ["numbers"] else main()

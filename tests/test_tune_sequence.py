@@ -230,6 +230,18 @@ def test_assignments(stub, torch_cuda):  # noqa: F811
     assert {after for _, _, after in said["settled"]} - {NONE} <= set(said["settled launches"])
 
 
+@pytest.mark.xdist_group("stub_cuda")
+def test_numbers_of_an_assignment(stub, torch_cuda):  # noqa: F811
+    """Every choice another one, by the PTX that ships: blocks by their parts, with the workspace that these need."""
+    child = Path(__file__).with_name("sequence_child.py")
+    done = subprocess.run([sys.executable, child, torch_cuda, "numbers"], env=stub.executing(stub.new_log()), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert len(said) == 2
+    for dtype, (why, apart, choices) in said.items():
+        assert why is None and apart > 0 and choices >= 10, (dtype, why, apart, choices)
+
+
 # ---- the command ----
 
 
