@@ -291,17 +291,19 @@ class Sequence(OnGpu):
         self.fixed |= settled.reached
         self.points.append((name, dtype, batch, settled))
         self.changes += settled.changes
+        self.write()  # whatever becomes of the next one
 
-    def finish(self):
+    def write(self):
         from ..tune.choose import needed
         from ..tune.measure import problems
 
         every = problems(self.recorded | self.networks, self.arguments.dtypes, self.arguments.batches)
         self.table.lines = needed(list(self.lines.values()), every, {p: m for p in every if (m := self.done.get(str(p)))})
         names = dict.fromkeys(name for name, *_ in self.points)
-        if self.points:
-            self.table.measured["sequence"] = f"{len(self.changes)} choices by the times of whole networks ({', '.join(names)})"
-            write_table(self.path, self.table)
+        self.table.measured["sequence"] = f"{len(self.changes)} choices by the times of whole networks ({', '.join(names)})"
+        write_table(self.path, self.table)
+
+    def finish(self):
         changed = Printed("op", "precision", "shape", "batch", "before", "after", "us gained", title="Choices that changed", title_justify="left")
         for change in self.changes:
             op, precision, shape, batch = change.key
