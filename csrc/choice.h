@@ -135,7 +135,7 @@ class TileTable {
     if (!tuning_is_on()) [[likely]] return chosen;
 
     // What the tuner asks for, where it fits; and a record of all that does.
-    const std::string wanted = wanted_variant(op_);
+    const std::string wanted = wanted_variant(op_, precision_of(tiles), shape.batch, {shape.extents.begin(), shape.extents.size()});
     std::vector<const char*> fitting;
     if (or_none) fitting.push_back(kNone);
     for (const Tile& tile : tiles) {
@@ -144,8 +144,14 @@ class TileTable {
       if (tile.variant->name == wanted) chosen = &tile;
     }
     if (or_none && wanted == kNone) chosen = nullptr;
-    record_choice(op_, shape.batch, {shape.extents.begin(), shape.extents.size()}, chosen ? chosen->variant->name : kNone, fitting);
+    if (tuning_tells) record_choice(op_, shape.batch, {shape.extents.begin(), shape.extents.size()}, chosen ? chosen->variant->name : kNone, fitting);
     return chosen;
+  }
+
+  // As the variants' names begin with it.
+  static std::string_view precision_of(const std::vector<Tile>& tiles) {
+    const std::string_view name = tiles.empty() ? "none" : tiles.front().variant->name;
+    return name.substr(0, name.find('_'));
   }
 
   // The sizes of a map only say how much work there is; everything else tells problems apart.
@@ -178,7 +184,7 @@ class TileTable {
     if (!image) return nullptr;
     const auto found = lines_.find(hash(image->capability, shape.extents));
     if (found == lines_.end() || tiles.empty()) return nullptr;
-    const std::string_view name = tiles.front().variant->name, precision = name.substr(0, name.find('_'));
+    const std::string_view precision = precision_of(tiles);
     const double map = area(shape.extents);
     const Line* best = nullptr;
     double best_distance = std::numeric_limits<double>::infinity();

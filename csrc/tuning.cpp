@@ -1,19 +1,25 @@
 #include "tuning.h"
 
 #include <mutex>
+#include <sstream>
+#include <unordered_map>
 
 namespace effnet {
 namespace {
 
 std::mutex mutex;
-std::string wanted_op, wanted_name;
+std::unordered_map<std::string, std::string> wanted_variants;  // by op or problem
 thread_local std::string choices, handed_out;
 
 }  // namespace
 
-std::string wanted_variant(const char* op) {
+std::string wanted_variant(const char* op, std::string_view precision, int64_t batch, std::span<const Extent> extents) {
+  std::string problem = std::string(op) + "/" + std::string(precision) + "/" + std::to_string(batch);
+  for (const Extent& e : extents) problem += (&e == extents.data() ? "/" : ",") + std::string(e.name) + "=" + std::to_string(e.value);
   std::lock_guard lock(mutex);
-  return op == wanted_op ? wanted_name : "";
+  for (const std::string& what : {problem, std::string(op)})
+    if (auto found = wanted_variants.find(what); found != wanted_variants.end()) return found->second;
+  return "";
 }
 
 void record_choice(const char* op, int64_t batch, std::span<const Extent> extents, const char* chosen, const std::vector<const char*>& fitting) {
@@ -26,10 +32,12 @@ void record_choice(const char* op, int64_t batch, std::span<const Extent> extent
 
 }  // namespace effnet
 
-extern "C" __attribute__((visibility("default"))) void tune_effnet(int on, const char* op, const char* variant) {
+extern "C" __attribute__((visibility("default"))) void tune_effnet(int on, const char* wanted) {
   std::lock_guard lock(effnet::mutex);
-  effnet::wanted_op = op ? op : "";
-  effnet::wanted_name = variant ? variant : "";
+  effnet::wanted_variants.clear();
+  std::istringstream words(wanted ? wanted : "");
+  for (std::string what, variant; words >> what >> variant;) effnet::wanted_variants[what] = variant;
+  effnet::tuning_tells = on == 1;
   effnet::tuning_switch = on != 0;
 }
 

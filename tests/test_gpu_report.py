@@ -117,6 +117,9 @@ def test_tune(report):
         "sm_90: device NVIDIA H200\n/results/tuned/sm_90.json: \n12 lines\n"
     )
     assert report.tune(text) == ["3 shapes, 4 of 9 calls done; 12 lines", "1 wrong candidates"]
+    text = "Whole networks\n...\n5 of 6 networks done, 7 choices changed, 0 wrong, 81 s\n/results/tuned/sm_90.json: 90 lines\n"
+    assert report.sequence(text) == ["5 of 6 networks done, 7 choices changed; 90 lines", "0 wrong networks"]
+    assert report.sequence("no times of this bundle\n") == []
     assert report.tune("build/bundle is no bundle: it lacks manifest.json\n") == []
 
 

@@ -115,6 +115,24 @@ def test_parts_of_a_block_with_its_own_kernel():
     assert kept == lines, "a block that has no kernel, or was not measured yet"
 
 
+def test_parts_of_parts(monkeypatch):
+    """A part that itself has parts: theirs are needed where neither it nor the block has a kernel of its own."""
+    from effnet_aot.tune import choose as module
+
+    tree = {"block": ["pair", "project"], "pair": ["expand", "filter"]}
+    monkeypatch.setattr(module, "parts", lambda call: [calls.Call(name, ()) for name in tree.get(call.op, [])])
+    made = {Problem(call, "float16", 1): Measured(call.op, "fp16", (), 1, "a", {"a": 1.0}) for call in (calls.Call(name, ()) for name in ("expand", "filter", "pair", "project", "block"))}
+
+    def kept(**variants):
+        lines = [Line(m.op, "fp16", (), 1, 90, variants.get(m.op, "a"), 1.0, "a", 1.0) for m in made.values()]
+        return {entry.op for entry in needed(lines, list(made), made)}
+
+    assert kept() == {"block"}
+    assert kept(pair=NONE) == {"block"}, "which is not needed itself"
+    assert kept(block=NONE) == {"block", "pair", "project"}
+    assert kept(block=NONE, pair=NONE) == {"block", "pair", "project", "expand", "filter"}
+
+
 def test_a_wrong_candidate_is_never_chosen():
     table = update(None, [measured({"a": 10.0, "b": 8.0}, wrong=["fast"])], 90)
     assert [entry.variant for entry in table.lines] == ["b"] and table.lines[0].default_us == 10.0
@@ -156,7 +174,7 @@ class FakeClock:
     def pool(self):
         return "shared"
 
-    def prepare(self, function, pool):
+    def prepare(self, function, pool, most):
         assert pool == "shared"
         variant = self.library.variant or function.__name__
         return lambda: self.seconds[variant]
@@ -472,12 +490,14 @@ def test_show(tmp_path, capsys):
     assert "sm_90: device some GPU" in text and "1.25" in text and "1 of 2 choices are not the default's; sum 18 us, by default 20 us" in text
 
 
-def test_measure_needs_a_bundle(tmp_path, capsys):
-    assert main(["tune", "measure", "--bundle", str(tmp_path)]) == 1
+@pytest.mark.parametrize("action", ["measure", "sequence"])
+def test_measuring_needs_a_bundle(action, tmp_path, capsys):
+    assert main(["tune", action, "--bundle", str(tmp_path)]) == 1
     assert "is no bundle: it lacks libeffnet_aot.so, manifest.json, calls.json" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
 
 
-def test_measure_needs_a_gpu(tmp_path):
+@pytest.mark.parametrize("action", ["measure", "sequence"])
+def test_measuring_needs_a_gpu(action, tmp_path):
     """Started as on the GPU machine: with another library than the one of the package."""
     from effnet_aot import _library
     from effnet_aot.tune.bundle import package
@@ -485,11 +505,12 @@ def test_measure_needs_a_gpu(tmp_path):
     for name in ("manifest.json", "calls.json"):
         (tmp_path / name).write_text("{}")
     shutil.copy(_library.PATH, tmp_path)
-    command = [sys.executable, "-m", "effnet_aot", "tune", "measure", "--bundle", str(tmp_path), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "effnet_aot", "tune", action, "--bundle", str(tmp_path), "--out", str(tmp_path / "out")]
     ours = {path.name: path.read_text() for path in (stub_cuda.ROOT / "triton_src" / "tuned").iterdir()}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, cwd=stub_cuda.ROOT)
     assert done.returncode == 1 and "torch finds no usable GPU here" in done.stdout, done.stdout + done.stderr
-    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == ours, "measuring adds to them"
+    copied = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} if action == "measure" else ours
+    assert copied == ours, "measuring adds to them"
     with package(tmp_path) as folder:
         script = "from effnet_aot import _library; _library.require(); print(_library.PATH.resolve())"
         done = subprocess.run([sys.executable, "-P", "-c", script] if sys.version_info >= (3, 11) else [sys.executable, "-c", script],

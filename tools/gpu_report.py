@@ -116,6 +116,12 @@ def tune(text):
     return [f"{counted[1]} shapes, {counted[2]} calls done; {lines[1]} lines", f"{len(re.findall(r'^WRONG ', text, re.MULTILINE))} wrong candidates"]
 
 
+def sequence(text):
+    done = re.search(r"(\d+ of \d+ networks done), (\d+ choices changed), (\d+ wrong)", text)
+    lines = re.search(r":\s+(\d+)\s+lines\s*$", text)
+    return [f"{done[1]}, {done[2]}; {lines[1]} lines", f"{done[3]} networks"] if done and lines else []
+
+
 def weigh(text):
     found = re.search(r"(\d+ of \d+ choices stand)", text)
     return [f"{found[1]} (projection)"] if found else []
@@ -194,6 +200,12 @@ STEPS = [
         Step(f"tune-{image}", f"measure the candidates of --bundle for the table of the {image} images",
              f"{{python}} -m effnet_aot tune measure --bundle {{bundle}} --out {{results}}/tuned --image {image} --seconds {{most}}",
              60, 540, f"tune-{image}.txt", tune, prints=f"tune-{image}.txt")
+        for image in ("cubin", "ptx")
+    ),
+    *(
+        Step(f"tune-sequence-{image}", f"choose again for the table of the {image} images, by the time of whole networks",
+             f"{{python}} -m effnet_aot tune sequence --bundle {{bundle}} --out {{results}}/tuned --image {image} --seconds {{most}}",
+             30, 540, f"tune-sequence-{image}.txt", sequence, prints=f"tune-sequence-{image}.txt")
         for image in ("cubin", "ptx")
     ),
     Step("weigh", "take back what of the ptx images' table an RTX 4090 would lose by, by ncu", "{python} -m effnet_aot tune weigh --bundle {bundle} --out {results}/tuned",

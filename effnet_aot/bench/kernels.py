@@ -32,8 +32,8 @@ class Recorder(TorchDispatchMode):
         return out
 
 
-def stepwise(x, weights, program):
-    """What torch.ops.effnet.network computes, an op a step."""
+def stepwise(x, weights, program, run=lambda kind, fields: getattr(torch.ops.effnet, kind).default(**fields)):
+    """What torch.ops.effnet.network computes, an op a step; or whatever `run` makes of a step's kind and arguments."""
     from ..ops.network import Program
 
     values = [x]
@@ -42,7 +42,7 @@ def stepwise(x, weights, program):
         for name, value in step.fields.items():
             source = values if name in ("input", "residual") else weights if name.endswith(("weight", "bias")) else None
             fields["x" if name == "input" else name] = value if source is None or value is None else source[value]
-        values.append(getattr(torch.ops.effnet, step.kind).default(**fields))
+        values.append(run(step.kind, fields))
     return values[-1]
 
 

@@ -1,6 +1,6 @@
 """A folder that measures anywhere: libeffnet_aot.so with every candidate in it, its manifest, and the calls of the networks.
 
-    bundle/libeffnet_aot.so   bundle/manifest.json   bundle/calls.json
+    bundle/libeffnet_aot.so   bundle/manifest.json   bundle/calls.json   bundle/networks.json
 
 Building needs a checkout and Triton; measuring needs torch, a driver and these Python files, not a built package.
 """
@@ -13,19 +13,19 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import calls
+from . import calls, networks
 
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent
-FILES = ("libeffnet_aot.so", "manifest.json", "calls.json")
+FILES = ("libeffnet_aot.so", "manifest.json", "calls.json")  # and, for `tune sequence`, networks.json
 PRECISIONS = {"float16": "fp16", "bfloat16": "bf16", "float32": "tf32", "float32-ieee": "fp32"}
 
 
-def build(out, networks, ops, archs, dtypes, size=None):
+def build(out, names, ops, archs, dtypes, size=None):
     """Writes the bundle; RuntimeError with the reason where it cannot be built."""
     if not (CHECKOUT / "setup.py").exists():
         raise RuntimeError(f"{CHECKOUT} is no checkout of the sources, which building the candidates needs")
-    recorded = {name: calls.network_calls(name, size) for name in networks}
+    recorded = {name: (calls.network_calls(name, size), networks.chains(name, size)) for name in names}
     tried = f"{','.join(ops or [])}:{','.join(PRECISIONS[dtype] for dtype in dtypes)}"
     folder = CHECKOUT / "build" / "tune"
     environment = {**os.environ, "EFFNET_AOT_ARCHS": " ".join(archs)}
@@ -36,7 +36,8 @@ def build(out, networks, ops, archs, dtypes, size=None):
     out.mkdir(parents=True, exist_ok=True)
     for source in ("lib/libeffnet_aot.so", "manifest.json"):
         shutil.copy2(folder / "lib" / "effnet_aot" / source, out)
-    calls.save(out / "calls.json", recorded)
+    calls.save(out / "calls.json", {name: found for name, (found, _) in recorded.items()})
+    networks.save(out / "networks.json", {name: found for name, (_, found) in recorded.items()})
     return out
 
 

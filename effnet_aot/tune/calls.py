@@ -1,5 +1,6 @@
 """The op calls that networks make: recorded once, on the CPU, and made again with any batch and dtype."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -49,8 +50,7 @@ class Call:
             if isinstance(value, Operand):
                 shape = (batch, *value.shape) if name in BATCHED else value.shape
                 kept = torch.float32 if len(shape) == 1 else dtype  # biases
-                scale = math.prod(shape[1:]) ** -0.5 if name not in BATCHED and len(shape) > 1 else 1
-                made[name] = guarded(shape, value.order, kept, scale, generator, device)
+                made[name] = guarded(shape, value.order, kept, 1 if name in BATCHED else scale(shape), generator, device)
             else:
                 made[name] = FORMATS.get(value, value) if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
         return made
@@ -58,6 +58,11 @@ class Call:
     def run(self, arguments):
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.effnet, self.op).default(**arguments)
+
+
+def scale(shape):
+    """Of a weight, so that it keeps the variance of what it is applied to; biases are as large as that."""
+    return math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 1
 
 
 def guarded(shape, order, dtype, scale, generator, device):
@@ -143,16 +148,21 @@ def four(value):
 
 def network_calls(name, size=None):
     """Of "modelnew", or of any model of timm or torchvision by its name there, converted to this package's ops."""
+    size, models = models_of(name, size)
+    return list(dict.fromkeys(call for model in models for call in record(model, size)))
+
+
+@functools.lru_cache(maxsize=1)
+def models_of(name, size=None):
+    """(size, the converted models)."""
     from ..conversion import convert
     from ..model import ModelNew, reference_network
 
     if name == MODELNEW:
         size = size or 240
-        models = [ModelNew(), convert(reference_network().eval(), torch.zeros(2, 3, size, size))]
-    else:
-        size, model = stock_model(name, size)
-        models = [convert(model.eval(), torch.zeros(2, 3, size, size), partial=True)]
-    return list(dict.fromkeys(call for model in models for call in record(model, size)))
+        return size, [ModelNew(), convert(reference_network().eval(), torch.zeros(2, 3, size, size))]
+    size, model = stock_model(name, size)
+    return size, [convert(model.eval(), torch.zeros(2, 3, size, size), partial=True)]
 
 
 def stock_model(name, size):

@@ -70,14 +70,14 @@ def needed(lines, problems, measured):
     """The lines without those of a block's parts where the block has a kernel of its own. `problems` are measure.Problem,
     `measured` maps those that have been measured."""
     variants = {line.key: line.variant for line in lines}
-    alone, asked = {problem.call for problem in problems}, set()
-    for problem in problems:
-        found = parts(problem.call)
-        alone -= set(found)
-        if variants.get(measured[problem].key if problem in measured else None, NONE) == NONE:
-            asked |= {replace(problem, call=part) for part in found}
-    keys = {m.key for m in measured.values()}
-    kept = {m.key for problem, m in measured.items() if problem.call in alone or problem in asked}
+    of_blocks = {part for problem in problems for part in parts(problem.call)}
+    keys, kept = {m.key for m in measured.values()}, set()
+    asked = [problem for problem in problems if problem.call not in of_blocks]
+    for problem in asked:  # which grows: parts may have parts
+        key = measured[problem].key if problem in measured else None
+        kept.add(key)
+        if variants.get(key, NONE) == NONE:
+            asked += [replace(problem, call=part) for part in parts(problem.call)]
     return [line for line in lines if line.key in kept or line.key not in keys]
 
 

@@ -28,11 +28,16 @@ class Choice:
         return self.op, self.precision, self.shape, self.batch
 
 
+def written(op, precision, shape, batch):
+    """A key as csrc/tuning.h has it."""
+    return f"{op}/{precision}/{batch}/" + ",".join(f"{name}={value}" for name, value in shape)
+
+
 class Library:
     def __init__(self):
         _library.require()
         self._c = ctypes.CDLL(str(_library.PATH))
-        self._c.tune_effnet.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p]
+        self._c.tune_effnet.argtypes = [ctypes.c_int, ctypes.c_char_p]
         self._c.tune_effnet.restype = None
         self._c.tune_effnet_choices.restype = ctypes.c_char_p
         self._c.effnet_last_error.restype = ctypes.c_char_p
@@ -40,12 +45,20 @@ class Library:
     @contextmanager
     def taking(self, op=None, variant=None):
         """Inside, `op` takes `variant` wherever it fits; without names the library chooses by itself, and tells."""
-        self._c.tune_effnet(1, op and op.encode(), variant and variant.encode())
+        with self.assigned({op: variant} if op and variant else {}):
+            yield self
+
+    @contextmanager
+    def assigned(self, variants, tell=True):
+        """Inside, every problem takes the variant that `variants` has for its key, or for its op's name, where that fits; and a
+        network's plan is made anew and not kept. Telling, which choices() needs, takes the host longer than all else."""
+        lines = (f"{what if isinstance(what, str) else written(*what)} {variant}" for what, variant in variants.items())
+        self._c.tune_effnet(1 if tell else 2, "\n".join(lines).encode())
         self.choices()
         try:
             yield self
         finally:
-            self._c.tune_effnet(0, None, None)
+            self._c.tune_effnet(0, None)
 
     def choices(self):
         """The launches of this thread since the last call."""

@@ -6,6 +6,7 @@ in turns, so that a drift of the clock meets all of them, and it is their median
 """
 
 import json
+import math
 import statistics
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ ROUNDS = 9
 GRAPH_SECONDS = 400e-6
 MOST_LAUNCHES = 20
 HOST_SECONDS = 60e-6  # of a launch by the host, at most: a single one that took less says nothing of the device's time
+SEQUENCE_SECONDS, SAMPLE_SECONDS = 200e-6, 1e-3  # of a graph of whole networks, and of its replays in a row
+FAR = 3  # times the fastest so far: not worth a second sample
 AHEAD = 60_000  # GPU cycles in which the host queues what is timed next
 
 
@@ -59,19 +62,44 @@ class Clock:
         """Memory that graphs share, as only one of them runs at a time. Those of a large batch would not fit side by side."""
         return torch.cuda.graph_pool_handle()
 
-    def prepare(self, function, pool):
-        """A function that gives the seconds of one launch, each time that it is called."""
+    def prepare(self, function, pool, most=math.inf):
+        """A function that gives the seconds of one launch, each time that it is called; of what surely takes more than `most`, an
+        estimate."""
         with torch.cuda.stream(self._stream):
             estimate = min(self._seconds(function) for _ in range(2))
             if estimate >= HOST_SECONDS:  # perhaps the host's, of several launches
                 graph = self._capture(function, 1, pool)
                 estimate = min(self._seconds(graph.replay) for _ in range(2))
+                if estimate - HOST_SECONDS > most:
+                    return lambda: estimate
             launches = MOST_LAUNCHES if estimate < HOST_SECONDS else int(min(max(GRAPH_SECONDS / estimate, 1), MOST_LAUNCHES))
             graph = self._capture(function, launches, pool)
 
         def once():
             with torch.cuda.stream(self._stream):
                 return self._seconds(graph.replay) / launches
+
+        return once
+
+    @staticmethod
+    def passes(seconds):
+        """How many whole networks of so many seconds make a graph: enough that the host keeps ahead, few as all are captured."""
+        return int(min(max(SEQUENCE_SECONDS / seconds, 1), MOST_LAUNCHES))
+
+    def sequence(self, function, passes, pool):
+        """A function that gives the seconds of one pass of a whole network, each time that it is called."""
+        with torch.cuda.stream(self._stream):
+            function()  # loads what it launches
+            graph = self._capture(function, passes, pool)
+            replays = max(1, round(SAMPLE_SECONDS / self._seconds(graph.replay)))
+
+        def several():
+            for _ in range(replays):
+                graph.replay()
+
+        def once():
+            with torch.cuda.stream(self._stream):
+                return self._seconds(several) / (passes * replays)
 
         return once
 
@@ -136,8 +164,10 @@ def measure(library, clock, problem, standing=None, tf32=True, fastest=None):
             if not excess <= 1:
                 found.wrong[variant] = f"off by {excess:.1f} times what rounding explains"
                 continue
-            first[variant] = clock.prepare(way, pool)
-            found.times[variant] = 1e6 * min(first[variant]() for _ in range(2))
+            best = min(found.times.values(), default=math.inf) / 1e6
+            first[variant] = clock.prepare(way, pool, FAR * best)
+            seconds = first[variant]()
+            found.times[variant] = 1e6 * (seconds if seconds > FAR * best else min(seconds, first[variant]()))
     if not first:
         return found
     fastest = min(found.times.values())
@@ -170,18 +200,20 @@ def run_parts(library, call, arguments, fastest):
 
 
 class Journal:
-    """What was measured so far, a line a problem, so that an interrupted run goes on where it stopped."""
+    """What was measured so far, a line a problem, so that an interrupted run goes on where it stopped; and, in a file that is
+    kept, the times for `tune sequence`. `run` says where the times are from: others are not read."""
 
     def __init__(self, path, run):
-        self.path, self._run = Path(path), run
-        self.done = {}
-        if self.path.exists():
-            lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            if lines and lines[0] == run:
-                self.done = {line["problem"]: restore(line["measured"]) for line in lines[1:]}
+        self.path = Path(path)
+        self.done = self.read(path, run)
         if not self.done:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(run) + "\n")
+
+    @staticmethod
+    def read(path, run):
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        return {line["problem"]: restore(line["measured"]) for line in lines[1:]} if lines and lines[0] == run else {}
 
     def add(self, problem, measured):
         self.done[str(problem)] = measured
