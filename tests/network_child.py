@@ -26,7 +26,6 @@ def main():
     take()
     for function in (torch.ops.effnet.network, torch.ops.effnet.network, decomposed):
         before = launches() if spans else 0
-        # Kept until all have run, so that no address is given out twice.
         with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
             function(x, weights, program)
         flat = take()

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <vector>
 
@@ -11,6 +12,7 @@ namespace {
 
 std::mutex mutex;
 std::vector<std::vector<int64_t>> allocations;  // address, bytes, device
+std::map<int64_t, std::vector<void*>> freed;     // by bytes: given out again first, as by PyTorch's allocator
 
 at::Tensor on_device(void* data, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype, at::Device device, std::function<void(void*)> free) {
   return at::for_blob(data, sizes).strides(strides).deleter(std::move(free)).target_device(device).options(at::dtype(dtype).device(device)).make_tensor();
@@ -21,12 +23,17 @@ at::Tensor empty_strided(c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides,
   const auto shape = C10_AS_INTARRAYREF_SLOW(sizes), steps = C10_AS_INTARRAYREF_SLOW(strides);
   int64_t bytes = at::elementSize(*dtype);
   for (int64_t size : shape) bytes *= size;
-  void* data = std::aligned_alloc(512, (bytes + 512) / 512 * 512);
+  void* data = nullptr;
   {
     std::lock_guard lock(mutex);
+    if (auto& blocks = freed[bytes]; !blocks.empty()) data = blocks.back(), blocks.pop_back();
+    if (!data) data = std::aligned_alloc(512, (bytes + 512) / 512 * 512);
     if (allocations.size() < 1000) allocations.push_back({reinterpret_cast<int64_t>(data), bytes, device->index()});
   }
-  return on_device(data, shape, steps, *dtype, at::Device(at::kCUDA, device->has_index() ? device->index() : 0), std::free);
+  return on_device(data, shape, steps, *dtype, at::Device(at::kCUDA, device->has_index() ? device->index() : 0), [bytes](void* data) {
+    std::lock_guard lock(mutex);
+    freed[bytes].push_back(data);
+  });
 }
 
 // The same memory, on a device.
