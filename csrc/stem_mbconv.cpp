@@ -49,8 +49,10 @@ bool fits_a_kernel(const StemMbconvProblem& p) {
   return stem && block && aligned({s.tail.vectors[0], b.depthwise_weight, b.depthwise_bias, b.project_weight, b.project_bias, b.out}, {b.out_channels});
 }
 
-// Whether two neighbouring columns of the picture, the first of them an even one, are one aligned load.
+// Whether two neighbouring columns of the picture, the first of them an even one, are one aligned load, and in the picture
+// wherever the stem has a pixel.
 bool is_paired(const ConvProblem& s) {
+  if (s.left > 1 || 2 * (s.out_width - 1) + 1 >= s.width) return false;
   const int64_t* strides = s.x_strides;
   const int64_t even = (s.batch > 1 ? strides[0] : 0) | (s.in_channels > 1 ? strides[1] : 0) | strides[2] | s.width;
   return strides[3] == 1 && even % 2 == 0 && reinterpret_cast<uintptr_t>(s.x) % (2 * bytes_of_element(s.precision)) == 0;

@@ -137,7 +137,8 @@ def stem_and_block(v, r, large):
     in_channels, out_channels = (3, v.columns) if large else (r.randint(1, 3), r.randrange(8, v.columns + 1, 8))
     height, columns = r.choice([(75, 66), (34, 118)]) if large else (r.randint(3, 12), r.randint(3, 12))
     columns += columns % 2 if v.paired else 0
-    stem_padding, padding = r.choice([(1, 1, 1, 1), (0, 1, 0, 1), (0, 0, 0, 0), (2, 1, 0, 1)]), r.choice([(1, 1, 1, 1), (2, 1, 1, 2), (1, 1, 2, 0)])
+    stem_padding = r.choice([(1, 1, 1, 1), (0, 1, 0, 1), (0, 0, 0, 0), (1, 0, 0, 2) if v.paired else (2, 3, 0, 1)])
+    padding = r.choice([(1, 1, 1, 1), (2, 1, 1, 2), (1, 1, 2, 0)])
     return Problem((r.randint(1, 3), in_channels, height, columns), (out_channels, 32, 1, 1), (1, 1), padding, (32, in_channels, 3, 3), stem_padding)
 
 

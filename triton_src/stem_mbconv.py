@@ -77,6 +77,24 @@ min.NaN.{t}x2 $0, p, $3;
 ACTIVATE_FP16, ACTIVATE_BF16 = gl.constexpr(_ACTIVATE.format(t="f16")), gl.constexpr(_ACTIVATE.format(t="bf16"))
 
 
+# Conversions to TF32 are several instructions on 9.0; these are two, and none for what the tensor cores cut off by themselves.
+CUT_OFF = gl.constexpr("{ .reg .b32 a; and.b32 a, $1, 0xffffe000; sub.f32 $0, $1, a; }")
+# Not below zero; NaN, which would become negative, stays.
+ROUND = gl.constexpr("{ .reg .b32 a; add.s32 a, $1, 4096; max.s32 $0, a, $1; }")
+
+
+@gluon.jit
+def cut_off(x):
+    """What the tensor cores do not see of a float32."""
+    return gl.inline_asm_elementwise(CUT_OFF, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def rounded(x):
+    """A float32 that is not below zero, to be cut off to the nearest TF32."""
+    return gl.inline_asm_elementwise(ROUND, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
 @gluon.jit
 def with_neighbours(tile, left_lane, right_lane, row):
     """(the pixels on the left, on the right) of a tile of 16-bit numbers."""
@@ -152,43 +170,51 @@ def channel_of(column):
 
 
 @gluon.jit
-def load_picture(x, first, count, step, stem_height, stem_top, x_row, height, pair_offsets, pair_rows, single_offsets, single_rows, layout: gl.constexpr):
-    """The taps under a row of 16 pixels of the stem a warp, as its left operand; zeros out of the picture and of the stem's map."""
-    ROWS: gl.constexpr = single_offsets.shape[0]
+def load_picture(x, first, count, step, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, layout: gl.constexpr):
+    """The taps under a row of 16 pixels of the stem a warp, as its left operand; zeros out of the picture and of the stem's map.
+    `pairs` and `singles`: offsets, rows after the first one, and what there is in the columns."""
+    ROWS: gl.constexpr = bias_taps.shape[0]
     row = first + step
     iy = 2 * row - stem_top
     x += iy * x_row
     iy = gl.where((row >= 0) & (row < stem_height) & (step < count + 2), iy, NOWHERE)
     # Unsigned, so that one comparison sees both borders.
-    pairs = gl.load(x + pair_offsets, mask=(iy + pair_rows).to(gl.uint32) < height.to(gl.uint32), other=0.0)
-    singles = gl.load(x + single_offsets, mask=(iy + single_rows).to(gl.uint32) < height.to(gl.uint32), other=0.0)
-    if pairs.dtype == gl.float32:
-        pairs = pairs.reshape([ROWS, 2, 4, 2]).permute([0, 1, 3, 2]).reshape([ROWS, 16])
-    return gl.convert_layout(gl.join(pairs, gl.convert_layout(singles, pairs.type.layout)).permute([0, 2, 1]).reshape([ROWS, 32]), layout)
+    by_two = gl.load(x + pairs[0] + beyond, mask=((iy + pairs[1]).to(gl.uint32) < height.to(gl.uint32)) & pairs[2], other=0.0)
+    by_one = gl.load(x + singles[0] + beyond, mask=((iy + singles[1]).to(gl.uint32) < height.to(gl.uint32)) & singles[2], other=bias_taps)
+    if by_two.dtype == gl.float32:
+        return gl.convert_layout(gl.join(as_depth(by_two), as_depth(by_one)).permute([0, 2, 1]).reshape([ROWS, 32]), layout)
+    else:
+        return gl.convert_layout(gl.join(by_two, by_one).permute([0, 2, 1]).reshape([ROWS, 32]), layout)
 
 
 @gluon.jit
-def stem_row(pixels, row, height, weights, start, highs):
+def as_depth(tile):
+    """Columns as a product's depth: in float32 a thread's two neighbours are four apart."""
+    return tile.reshape([tile.shape[0], tile.shape[1] // 8, 4, 2]).permute([0, 1, 3, 2]).reshape([tile.shape[0], tile.shape[1]])
+
+
+@gluon.jit
+def stem_row(pixels, row, height, weights, highs, layout: gl.constexpr):
     """A row of the stem's map, activated; zero where there is no map."""
     highs = gl.where((row >= 0) & (row < height), highs, 0.0)
+    zero = gl.zeros([pixels.shape[0], 32], gl.float32, layout=layout)
     if pixels.dtype == gl.float32:
-        right_operand: gl.constexpr = gl.DotOperandLayout(1, start.type.layout, 1)
+        right_operand: gl.constexpr = gl.DotOperandLayout(1, layout, 1)
         high_weights = by_column(weights[0], right_operand)
-        high_part = to_tf32(pixels)
-        result = mma_v2(to_tf32(pixels - high_part), high_weights, start, input_precision="tf32")
-        result = mma_v2(high_part, by_column(weights[1], right_operand), result, input_precision="tf32")
-        # What is left of infinity is NaN; the last product alone knows what becomes of it.
-        result = gl.where(result == result, result, 0.0)
-        return clamp(mma_v2(high_part, high_weights, result, input_precision="tf32"), 0.0, highs)
+        result = mma_v2(cut_off(pixels), high_weights, zero, input_precision="tf32")
+        result = mma_v2(pixels, by_column(weights[1], right_operand), result, input_precision="tf32")
+        # What is left of infinity is NaN; the last product alone knows what becomes of it. A minimum drops NaN.
+        result = gl.minimum(result, 3.4e38)
+        return clamp(mma_v2(pixels, high_weights, result, input_precision="tf32"), 0.0, highs)
     else:
-        return activate(mma_v2(pixels, weights[0], start), highs)
+        return activate(mma_v2(pixels, weights[0], zero), highs)
 
 
 @gluon.jit
 def by_column(weights, layout: gl.constexpr):
     """The stem's weights from shared memory, lane by lane, as a right operand."""
     loads: gl.constexpr = lanes_layout(gl.num_warps())
-    return gl.convert_layout(weights.load(loads).reshape([8, 4, 4, 2, 4]).permute([2, 3, 1, 4, 0]).reshape([32, 32]), layout)
+    return gl.convert_layout(weights.load(loads).reshape([8, 4, 4, 4, 2]).permute([2, 4, 1, 3, 0]).reshape([32, 32]), layout)
 
 
 @gluon.jit
@@ -245,41 +271,48 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
     r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, of_taps))
     strip = first_strip + r // 16
     image = gl.minimum(strip // strips, batch - 1)
-    z = strip % strips * STRIP + r % 16 - left  # a column of the stem's map
-    in_map = (z >= 0) & (z < stem_width)
+    z = strip % strips * STRIP + r % 8 - left  # a column of the stem's map, or the one eight before it
     column = 2 * (z - stem_left // 2)  # of the picture
-    k = gl.arange(0, 16, layout=gl.SliceLayout(0, of_taps))
+    eight = r % 16 // 8 * 8
+    beyond = 2 * eight * x_column  # added to addresses, where it is known
+    in_map = ((z + eight).to(gl.uint32) < stem_width.to(gl.uint32))[:, None]
+    k = gl.arange(0, 16, layout=gl.SliceLayout(0, of_taps))[None, :]
     c = k // 2 // 3
     ky = k // 2 % 3
-    # The last column of an odd picture is half a pair, but there are none where pairs are loaded.
-    e = k % 2
-    last = column[:, None] + (e if not PAIRED else k * 0)[None, :]
-    inside = in_map[:, None] & (last >= 0) & (last < width) & (c < in_channels)[None, :]
-    pair_rows = gl.where(inside, ky[None, :], 2 * NOWHERE)
-    pair_offsets = (image * x_image + column * x_column)[:, None] + (c * x_channel + ky * x_row + e * x_column)[None, :]
-    # The other half of the depth: the ninth pair, nine single taps, nothing.
-    row_of_taps = gl.where(k < 2, 8, k - 2)
+    pair_offsets = (image * x_image + column * x_column)[:, None] + (c * x_channel + ky * x_row + k % 2 * x_column)
+    pair_rows = gl.where(c < in_channels, ky, NOWHERE)
+    if PAIRED:  # both of a pixel in the map are in the picture
+        pair_exists = in_map & (k >= 0)
+    else:
+        pair_exists = in_map & (((2 * eight + column)[:, None] + k % 2).to(gl.uint32) < width.to(gl.uint32))
+    # The other half of the depth: the ninth pair, nine single taps, ones for the bias.
+    row_of_taps = gl.where(k // 2 == 0, 8, k - 2)
     c = row_of_taps // 3
     ky = row_of_taps % 3
-    further = gl.where(k < 2, k, 2 - 3 * shift)  # columns after the pair's first one
-    inside = in_map[:, None] & ((column[:, None] + further[None, :]).to(gl.uint32) < width.to(gl.uint32)) & ((k < 11) & (c < in_channels))[None, :]
-    single_rows = gl.where(inside, ky[None, :], 2 * NOWHERE)
-    single_offsets = (image * x_image + column * x_column)[:, None] + (c * x_channel + ky * x_row + further * x_column)[None, :]
+    further = gl.where(k // 2 == 0, k, 2 - 3 * shift)  # columns after the pair's first one
+    single_offsets = (image * x_image + column * x_column)[:, None] + (c * x_channel + ky * x_row + further * x_column)
+    single_rows = gl.where((k < 11) & (c < in_channels), ky, NOWHERE)
+    if PAIRED:
+        single_exists = in_map & ((k // 2 == 0) | ((2 * eight + column + 2 - 3 * shift).to(gl.uint32) < width.to(gl.uint32))[:, None])
+    else:
+        single_exists = in_map & (((2 * eight + column)[:, None] + further).to(gl.uint32) < width.to(gl.uint32))
+    bias_taps = gl.where((k == 11) | (k == (11 if FP32 else 12)), 1.0, 0.0).to(dtype) + gl.zeros([ROWS, 16], dtype, layout=of_taps)
 
     # ---- weights ----
     if FP32:
         # A thread's values side by side: in shared memory, as both parts do not fit into the registers. Of (lane, value):
-        # the lane is (g, t), the value (step of the depth, half of it, tile of columns).
+        # the lane is (g, t), the value (step of the depth, tile of columns, half of the depth).
         by_lane: gl.constexpr = lanes_layout(WARPS)
         lane = gl.arange(0, 32, layout=gl.SliceLayout(1, by_lane))[:, None]
         value = gl.arange(0, 32, layout=gl.SliceLayout(0, by_lane))[None, :]
         step = value // 8
-        half = value // 4 % 2
-        tap = step % 2 * 8 + half * 4 + lane % 4
+        half = value % 2
+        tap = step % 2 * 8 + lane % 4 * 2 + half
         row_of_taps = gl.where(step < 2, step * 4 + lane % 4, gl.where(tap < 2, 8, tap - 2))
         kx = gl.where(step < 2, shift + half, gl.where(tap < 2, shift + tap, 2 - 2 * shift))
         exists = (step < 2) | (tap < 11)
-        o = channel_of(value % 4 * 8 + lane // 4)
+        o = channel_of(value // 2 % 4 * 8 + lane // 4)
+        is_bias = (step >= 2) & (tap == 11)
     else:
         depth = gl.arange(0, 32, layout=gl.SliceLayout(1, right_operand))[:, None]
         tap = depth % 16
@@ -287,8 +320,19 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
         kx = gl.where((depth < 16) | (tap < 2), shift + tap % 2, 2 - 2 * shift)
         exists = (depth < 16) | (tap < 11)
         o = channel_of(gl.arange(0, 32, layout=gl.SliceLayout(0, right_operand)))[None, :]
+        is_bias = depth == 27
+        is_rest = depth == 28
     where = o * weight_out + row_of_taps // 3 * weight_in + row_of_taps % 3 * weight_row + kx * weight_column
     stem_weights = gl.load(stem_weight + where, mask=exists & (row_of_taps // 3 < in_channels) & (o >= 0), other=0.0)
+    # The bias meets ones; in half precision in two parts, clamped, as what is left of infinity is NaN.
+    bias = gl.load(stem_bias + o)
+    if FP32:
+        stem_weights = gl.where(is_bias, bias, stem_weights)
+    else:
+        limit: gl.constexpr = 65504.0 if dtype == gl.float16 else 3.3895e38
+        coarse = clamp(bias, -limit, limit).to(dtype)
+        rest = clamp(bias - coarse.to(gl.float32), -limit, limit).to(dtype)
+        stem_weights = gl.where(is_bias, coarse, gl.where(is_rest, rest, stem_weights))
     if FP32:
         chunks: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
         high_part = to_tf32(stem_weights)
@@ -298,7 +342,6 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, mma))
     columns = gl.arange(0, 32, layout=gl.SliceLayout(0, mma))
     nought = gl.zeros([ROWS, 32], gl.float32, layout=mma)
-    stem_start = load_channels(stem_bias, mma) + nought
     start = load_channels(depthwise_bias, mma) + nought
     taps = ()
     if not FP32:
@@ -343,30 +386,34 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
         weights = (stem_weights,)
         row_highs = highs.to(dtype)
 
+    pairs = (pair_offsets, pair_rows, pair_exists)
+    singles = (single_offsets, single_rows, single_exists)
+    beyond = beyond[:, None]
+
     wait_for_maps_gluon(DEPENDENT_LAUNCH)
     count = gl.minimum(out_height - first_y, STEPS)
     first = first_y - top  # row of the stem's map
-    pixels = load_picture(x, first, count, 0, stem_height, stem_top, x_row, height, pair_offsets, pair_rows, single_offsets, single_rows, left_operand)
+    pixels = load_picture(x, first, count, 0, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, left_operand)
     a = start  # the sums of the output rows that this row of the stem's is the last and the middle one of
     b = start
     # Two rows before the first result, then a result a row.
     for early in gl.static_range(2):
-        following = load_picture(x, first, count, early + 1, stem_height, stem_top, x_row, height, pair_offsets, pair_rows, single_offsets, single_rows, left_operand)
-        mapped = stem_row(pixels, first + early, stem_height, weights, stem_start, row_highs)
+        following = load_picture(x, first, count, early + 1, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, left_operand)
+        mapped = stem_row(pixels, first + early, stem_height, weights, row_highs, mma)
         nothing, a, b = add_row(mapped, a, b, start, taps, left_lane, right_lane, g)
         pixels = following
     # Several at once, so that the sums change their roles by name alone.
-    AT_ONCE: gl.constexpr = 3 if STEPS >= 3 else STEPS
-    for begin in range(0, STEPS if STEPS <= 3 else count, AT_ONCE):
+    AT_ONCE: gl.constexpr = 1 if FP32 else 3 if STEPS >= 3 else STEPS
+    for begin in range(0, STEPS if STEPS <= AT_ONCE else count, AT_ONCE):
         for i in gl.static_range(AT_ONCE):
             row = begin + i
-            pixels_after = load_picture(x, first, count, row + 3, stem_height, stem_top, x_row, height, pair_offsets, pair_rows, single_offsets, single_rows, left_operand)
-            activated = stem_row(pixels, first + row + 2, stem_height, weights, stem_start, row_highs)
+            pixels_after = load_picture(x, first, count, row + 3, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, left_operand)
+            activated = stem_row(pixels, first + row + 2, stem_height, weights, row_highs, mma)
             total, a, b = add_row(activated, a, b, start, taps, left_lane, right_lane, g)
             pixels = pixels_after
             if FP32:
-                filtered = to_tf32(clamp(total, 0.0, high))
-                filtered = filtered.reshape([ROWS, 4, 4, 2]).permute([0, 1, 3, 2]).reshape([ROWS, 32])
+                filtered = rounded(clamp(total, 0.0, high))
+                filtered = as_depth(filtered)
             else:
                 filtered = activate(total, highest)
             y = mma_v2(gl.convert_layout(filtered, left_operand), project_weights, project_start, input_precision="tf32")
