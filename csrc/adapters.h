@@ -7,6 +7,7 @@
 //   Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&, std::optional<bool> channels_last)
 //   Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias)
 //   Tensor mbconv(const char* op, const Tensor& x, const Mbconv&)
+//   Tensor stem_mbconv(const char* op, const Tensor& x, const StemMbconv&)
 //   Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program)
 //
 // `op` is the name the user called, for error messages.
@@ -16,6 +17,7 @@
 
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "arguments.h"
@@ -29,7 +31,8 @@ inline Epilogue batch_norm(const Tensor& weight, const Tensor& bias, const Tenso
 inline const Tensor* optional(const std::optional<Tensor>& t) { return t ? &*t : nullptr; }
 
 // int[2] and int[4] arguments arrive as vectors; the dispatcher has already expanded a single number.
-Window window(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding);
+// `prefix` is what the arguments' names begin with.
+Window window(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::string& prefix = "");
 
 // nullopt: the output takes the input's format.
 std::optional<bool> channels_last(const char* op, const std::optional<torch::headeronly::MemoryFormat>& format);
@@ -87,6 +90,19 @@ struct Adapters {
                                          .residual = optional(residual), .activation = parsed, .window = window("mbconv", stride, padding)});
   }
 
+  static Tensor stem_mbconv(T x, T stem_weight, OptionalT stem_bias, T depthwise_weight, OptionalT depthwise_bias, T project_weight, OptionalT project_bias, Ints stem_stride,
+                            Ints stem_padding, StringHandle stem_activation, Ints stride, Ints padding, StringHandle activation,
+                            std::optional<torch::headeronly::MemoryFormat> format) {
+    const char* op = "stem_mbconv";
+    StemMbconv both{.stem_weight = &stem_weight, .stem_bias = optional(stem_bias), .stem_activation = parse_activation(op, stem_activation, "stem_activation"),
+                    .block = {.depthwise_weight = &depthwise_weight, .depthwise_bias = optional(depthwise_bias), .project_weight = &project_weight,
+                              .project_bias = optional(project_bias), .activation = parse_activation(op, activation)}};
+    both.stem_window = window(op, stem_stride, stem_padding, "stem_");
+    both.block.window = window(op, stride, padding);
+    both.channels_last = channels_last(op, format);
+    return Backend::stem_mbconv(op, x, both);
+  }
+
   static Tensor network(T x, const std::vector<Tensor>& weights, Ints program) { return Backend::network(x, weights, program); }
 
   static void register_all(torch::stable::detail::StableLibrary& m) {
@@ -103,6 +119,7 @@ struct Adapters {
     m.impl("pointwise_pool", TORCH_BOX(&pointwise_pool));
     m.impl("linear", TORCH_BOX(&linear));
     m.impl("mbconv", TORCH_BOX(&mbconv));
+    m.impl("stem_mbconv", TORCH_BOX(&stem_mbconv));
     m.impl("network", TORCH_BOX(&network));
   }
 };

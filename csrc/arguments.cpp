@@ -162,7 +162,7 @@ bool Meta::on_cuda() const { return device_type == aoti_torch_device_type_cuda()
 std::string Meta::dtype_text() const { return effnet::dtype_text(dtype); }
 std::string Meta::device_text() const { return effnet::device_text(device_type, device_index); }
 
-Activation parse_activation(const char* op, StringHandle name) {
+Activation parse_activation(const char* op, StringHandle name, const char* argument) {
   const char* data = nullptr;
   size_t length = 0;
   TORCH_ERROR_CODE_CHECK(torch_string_c_str(name, &data));
@@ -174,17 +174,17 @@ Activation parse_activation(const char* op, StringHandle name) {
   if (text == "relu6") return Activation::relu6;
   std::string actual;
   for (char c : text) actual += c ? std::string(1, c) : "\\x00";  // which would end the message
-  fail(op, "activation must be 'none', 'relu' or 'relu6'", "'" + actual + "'");
+  fail(op, std::string(argument) + " must be 'none', 'relu' or 'relu6'", "'" + actual + "'");
 }
 
-Window window(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding) {
+Window window(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::string& prefix) {
   auto within = [](const std::vector<int64_t>& numbers, size_t count, int64_t least) {
     bool good = numbers.size() == count;
     for (int64_t n : numbers) good = good && n >= least && n <= kMaxInt32;
     return good;
   };
-  if (!within(stride, 2, 1)) fail(op, "stride must be two numbers from 1 to 2147483647", tuple_text(stride));
-  if (!within(padding, 4, 0)) fail(op, "padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple_text(padding));
+  if (!within(stride, 2, 1)) fail(op, prefix + "stride must be two numbers from 1 to 2147483647", tuple_text(stride));
+  if (!within(padding, 4, 0)) fail(op, prefix + "padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple_text(padding));
   return {.stride = {stride[0], stride[1]}, .padding = {padding[0], padding[1], padding[2], padding[3]}};
 }
 
@@ -253,6 +253,16 @@ MbconvShape check_mbconv(const char* op, const MbconvOperands& o, const Window& 
   return s;
 }
 
+StemMbconvShape check_stem_mbconv(const char* op, const StemMbconvOperands& o, const Window& stem_window, const Window& window) {
+  StemMbconvShape s;
+  s.stem = check_conv(op, o.stem, stem_window);
+  const auto map = s.stem.out_sizes();
+  MbconvOperands block = o.block;
+  block.x = Meta(o.stem.out_name, map, o.stem.x);
+  s.block = check_mbconv(op, block, window);
+  return s;
+}
+
 LinearShape check_linear(const char* op, const Meta& x, const Meta& weight, const std::optional<Meta>& bias) {
   if (x.sizes.size() != 2 || x.sizes[1] < 1) fail(op, "x must be (rows, in_features) with in_features at least 1", tuple_text(x.sizes));
   check_input_dtype(op, x);
@@ -282,6 +292,14 @@ MbconvOperands operands(const Tensor& x, const Mbconv& block) {
           .depthwise_weight = Meta("depthwise_weight", *block.depthwise_weight), .depthwise_bias = optional_meta("depthwise_bias", block.depthwise_bias),
           .project_weight = Meta("project_weight", *block.project_weight), .project_bias = optional_meta("project_bias", block.project_bias),
           .residual = optional_meta("residual", block.residual)};
+}
+
+StemMbconvOperands operands(const Tensor& x, const StemMbconv& both) {
+  StemMbconvOperands o{.stem = {.x = Meta("x", x), .channels_last = both.channels_last.value_or(prefers_channels_last(x)), .weight = Meta("stem_weight", *both.stem_weight),
+                                .bias = optional_meta("stem_bias", both.stem_bias), .out_name = kStemMap},
+                       .block = operands(x, both.block)};
+  o.block.channels_last = o.stem.channels_last;
+  return o;
 }
 
 bool prefers_channels_last(const Tensor& x) {

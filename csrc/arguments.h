@@ -21,7 +21,7 @@ enum class Activation { none, relu, relu6 };
 
 // "none", "relu" or "relu6"; anything else is an error that names `op`. Takes the handle over: an adapter that asked for
 // std::string instead would lose 32 bytes a call, which torch's conversion (2.10 to 2.13) allocates and never frees.
-Activation parse_activation(const char* op, StringHandle name);
+Activation parse_activation(const char* op, StringHandle name, const char* argument = "activation");
 
 // What follows a convolution's accumulator, channel by channel: batch norm with running statistics (all four vectors)
 // or a bias (or neither), then the residual, then the activation. Null where absent. Borrowed, never owned.
@@ -65,6 +65,12 @@ struct MbconvShape {
   ConvShape depthwise, project;
 };
 
+// A network's first convolution, and a block without expansion on its map. The first's channels_last is the whole's format.
+struct StemMbconvShape {
+  ConvShape stem;
+  MbconvShape block;
+};
+
 // What the checks need to know of a tensor, read once: of one that is there, or of one that is still to be computed, in
 // x's type and on its device. `name` is the argument's name in the schema.
 struct Meta {
@@ -102,6 +108,13 @@ struct MbconvOperands {
   std::optional<Meta> project_bias, residual;
 };
 
+inline constexpr const char* kStemMap = "the stem's map";  // in errors
+
+struct StemMbconvOperands {
+  ConvOperands stem;
+  MbconvOperands block;  // its x is the stem's map, and still to be filled in
+};
+
 // The tensors of a whole MBConv block with biases folded in. Null where absent; borrowed.
 struct Mbconv {
   const Tensor* expand_weight = nullptr;
@@ -113,6 +126,16 @@ struct Mbconv {
   const Tensor* residual = nullptr;
   Activation activation = Activation::none;  // after expand and after depthwise
   Window window;
+};
+
+// The tensors of a stem and the block on its map; the latter has no expansion and no residual.
+struct StemMbconv {
+  const Tensor* stem_weight;
+  const Tensor* stem_bias = nullptr;
+  Activation stem_activation = Activation::none;
+  Window stem_window;
+  Mbconv block;
+  std::optional<bool> channels_last;  // the result's format; none: x's
 };
 
 // Every check throws std::runtime_error "effnet::<op>: <what was expected>, got <what came>" and launches nothing.
@@ -127,11 +150,14 @@ ConvShape check_depthwise(const char* op, const ConvOperands& operands, const Wi
 ConvShape check_conv(const char* op, const ConvOperands& operands, const Window& window);
 // The maps between the three convolutions must be indexable too, whether or not a kernel stores them. Biases have one type.
 MbconvShape check_mbconv(const char* op, const MbconvOperands& operands, const Window& window);
+// The stem as a convolution, the block as a block; the map between them is held to the same limits.
+StemMbconvShape check_stem_mbconv(const char* op, const StemMbconvOperands& operands, const Window& stem_window, const Window& window);
 // x (rows, in_features), weight (out_features, in_features), bias (out_features).
 LinearShape check_linear(const char* op, const Meta& x, const Meta& weight, const std::optional<Meta>& bias);
 
 ConvOperands operands(const Tensor& x, const Tensor& weight, const Epilogue& epilogue);
 MbconvOperands operands(const Tensor& x, const Mbconv& block);
+StemMbconvOperands operands(const Tensor& x, const StemMbconv& both);
 std::optional<Meta> optional_meta(const char* name, const Tensor* t);
 
 // The format that a result takes over from x: NCHW where both readings hold; what is dense in neither goes by its innermost

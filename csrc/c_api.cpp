@@ -190,8 +190,48 @@ PointwiseProblem pointwise_problem(const char* op, const Checker& check, const e
   return problem;
 }
 
-// A whole block. Its workspace is for the caller to look at.
-MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p) {
+// A dense convolution, with the strides that its problem points to. Without `stores` its result has no address.
+struct Convolution {
+  Convolution(const Checker& check, const effnet_conv* given, bool stores) {
+    const auto p = check.read("effnet_conv", given, sizeof(effnet_conv));
+    const Precision precision = check.precision(p.precision);
+    const bool channels_last = check.channels_last(p.layout);
+    check.number("batch", p.batch, 0);
+    check.number("in_channels", p.in_channels, 1);
+    check.number("out_channels", p.out_channels, 1);
+    check.number("kernel_y", p.kernel_y, 1);
+    check.number("kernel_x", p.kernel_x, 1);
+    const int64_t out_height = out_size(check, {"height", "top", "bottom", "stride_y", p.height, p.top, p.bottom, p.kernel_y, p.stride_y});
+    const int64_t out_width = out_size(check, {"width", "left", "right", "stride_x", p.width, p.left, p.right, p.kernel_x, p.stride_x});
+    check.indexable("x", {p.batch, p.in_channels, p.height, p.width});
+    check.indexable("weight", {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
+    check.indexable("out", {p.batch, p.out_channels, out_height, out_width});
+    const Tail tail = check.tail(p.epilogue, precision);
+    const int64_t plane = p.height * p.width, taps = p.kernel_y * p.kernel_x;
+    const int64_t rows_first[4] = {p.in_channels * plane, plane, p.width, 1}, dense[4] = {p.in_channels * taps, taps, p.kernel_x, 1};
+    std::copy_n(p.x_strides ? p.x_strides : rows_first, 4, x_strides);
+    std::copy_n(p.weight_strides ? p.weight_strides : dense, 4, weight_strides);
+    if (channels_last && !p.x_strides) x_strides[1] = 1, x_strides[2] = p.width * p.in_channels, x_strides[3] = p.in_channels;
+    if (p.batch > 0) {
+      check.strides("x_strides", x_strides, {p.batch, p.in_channels, p.height, p.width});
+      check.strides("weight_strides", weight_strides, {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
+      check.address("x", p.x, element_size(precision));
+      check.address("weight", p.weight, element_size(precision));
+      if (stores) check.address("out", p.out, element_size(precision));
+    }
+    problem = {.op = "conv", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
+               .in_channels = p.in_channels, .height = p.height, .width = p.width, .out_channels = p.out_channels, .out_height = out_height,
+               .out_width = out_width, .kernel_y = p.kernel_y, .kernel_x = p.kernel_x, .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left,
+               .top = p.top, .x_strides = x_strides, .weight_strides = weight_strides, .tail = tail, .variant = p.variant};
+  }
+  Convolution(const Convolution&) = delete;
+
+  int64_t x_strides[4], weight_strides[4];
+  ConvProblem problem;
+};
+
+// A whole block. Its workspace is for the caller to look at. Without `loads` its input has no address.
+MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool loads = true) {
   const Precision precision = check.precision(p.precision);
   const bool channels_last = check.channels_last(p.layout);
   check.number("batch", p.batch, 0);
@@ -218,7 +258,7 @@ MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p) {
   const bool taps_first = check.number("depthwise_taps_first", p.depthwise_taps_first, 0, 1) == 1;
   const auto [low, high] = check.clamp("activation", p.activation);
   if (p.batch > 0) {
-    check.address("x", p.x, element);
+    if (loads) check.address("x", p.x, element);
     check.address("depthwise_weight", p.depthwise_weight, element);
     check.address("project_weight", p.project_weight, element);
     check.address("out", p.out, element);
@@ -235,6 +275,32 @@ MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p) {
           .stride_x = p.stride_x, .left = p.left, .top = p.top, .low = low, .high = high, .vectors_are_fp32 = fp32_biases && element == 2,
           .depthwise_taps_first = taps_first, .variant = p.variant};
 }
+
+// A stem and the block on its map.
+struct StemAndBlock {
+  StemAndBlock(const Checker& check, const effnet_stem_mbconv* given)
+      : p(check.read("effnet_stem_mbconv", given, sizeof(effnet_stem_mbconv))), stem(check, p.stem, /*stores=*/false) {
+    problem.stem = stem.problem;
+    problem.block = mbconv_problem(check, check.read("effnet_mbconv", p.block, sizeof(effnet_mbconv)), /*loads=*/false);
+    problem.variant = p.variant;
+    const ConvProblem& s = problem.stem;
+    const MbconvProblem& b = problem.block;
+    auto agree = [&](const char* name, int64_t given, int64_t expected) {
+      if (given != expected) check.fail(std::string("block->") + name + " must be " + std::to_string(expected) + " like the stem's", std::to_string(given));
+    };
+    agree("precision", int64_t(b.precision), int64_t(s.precision));
+    agree("layout", b.channels_last, s.channels_last);
+    agree("batch", b.batch, s.batch);
+    agree("in_channels", b.in_channels, s.out_channels);
+    agree("height", b.height, s.out_height);
+    agree("width", b.width, s.out_width);
+    problem.stem.op = problem.block.op = "stem_mbconv";
+  }
+
+  effnet_stem_mbconv p;
+  Convolution stem;
+  StemMbconvProblem problem;
+};
 
 }  // namespace
 }  // namespace effnet
@@ -324,35 +390,8 @@ int effnet_launch_depthwise(const effnet_depthwise* given, int device, void* str
 
 int effnet_launch_conv(const effnet_conv* given, int device, void* stream) {
   return guarded([&] {
-    const Checker check{"effnet_launch_conv"};
-    const auto p = check.read("effnet_conv", given, sizeof(effnet_conv));
-    const Precision precision = check.precision(p.precision);
-    const bool channels_last = check.channels_last(p.layout);
-    check.number("batch", p.batch, 0);
-    check.number("in_channels", p.in_channels, 1);
-    check.number("out_channels", p.out_channels, 1);
-    check.number("kernel_y", p.kernel_y, 1);
-    check.number("kernel_x", p.kernel_x, 1);
-    const int64_t out_height = out_size(check, {"height", "top", "bottom", "stride_y", p.height, p.top, p.bottom, p.kernel_y, p.stride_y});
-    const int64_t out_width = out_size(check, {"width", "left", "right", "stride_x", p.width, p.left, p.right, p.kernel_x, p.stride_x});
-    check.indexable("x", {p.batch, p.in_channels, p.height, p.width});
-    check.indexable("weight", {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
-    check.indexable("out", {p.batch, p.out_channels, out_height, out_width});
-    const Tail tail = check.tail(p.epilogue, precision);
-    if (p.batch == 0) return;
-
-    const int64_t plane = p.height * p.width, taps = p.kernel_y * p.kernel_x;
-    int64_t x_strides[4] = {p.in_channels * plane, plane, p.width, 1}, weight_strides[4] = {p.in_channels * taps, taps, p.kernel_x, 1};
-    if (channels_last) x_strides[1] = 1, x_strides[2] = p.width * p.in_channels, x_strides[3] = p.in_channels;
-    if (p.x_strides) std::copy_n(p.x_strides, 4, x_strides);
-    if (p.weight_strides) std::copy_n(p.weight_strides, 4, weight_strides);
-    check.strides("x_strides", x_strides, {p.batch, p.in_channels, p.height, p.width});
-    check.strides("weight_strides", weight_strides, {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
-    check.addresses(p.x, p.weight, p.out, element_size(precision));
-    launch_conv({.op = "conv", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
-                 .in_channels = p.in_channels, .height = p.height, .width = p.width, .out_channels = p.out_channels, .out_height = out_height,
-                 .out_width = out_width, .kernel_y = p.kernel_y, .kernel_x = p.kernel_x, .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left,
-                 .top = p.top, .x_strides = x_strides, .weight_strides = weight_strides, .tail = tail, .variant = p.variant}, {device, stream});
+    const Convolution conv({"effnet_launch_conv"}, given, /*stores=*/true);
+    if (conv.problem.batch > 0) launch_conv(conv.problem, {device, stream});
   });
 }
 
@@ -396,5 +435,28 @@ int effnet_launch_mbconv(const effnet_mbconv* given, int device, void* stream) {
       check.fail("workspace must have " + std::to_string(bytes) + " bytes, see effnet_mbconv_workspace()", "null");
     }
     launch_mbconv(problem, p.workspace, {device, stream});
+  });
+}
+
+int effnet_stem_mbconv_workspace(const effnet_stem_mbconv* given, int device, size_t* bytes) {
+  return guarded([&] {
+    const Checker check{"effnet_stem_mbconv_workspace"};
+    if (!bytes) check.fail("bytes must not be null", "null");
+    const StemAndBlock both(check, given);
+    *bytes = both.problem.stem.batch == 0 ? 0 : stem_mbconv_workspace(both.problem, device);
+  });
+}
+
+int effnet_launch_stem_mbconv(const effnet_stem_mbconv* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_stem_mbconv"};
+    const StemAndBlock both(check, given);
+    if (both.problem.stem.batch == 0) return;
+    if (both.p.workspace) {
+      check.address("workspace", both.p.workspace, element_size(both.problem.stem.precision));
+    } else if (const int64_t bytes = stem_mbconv_workspace(both.problem, device)) {
+      check.fail("workspace must have " + std::to_string(bytes) + " bytes, see effnet_stem_mbconv_workspace()", "null");
+    }
+    launch_stem_mbconv(both.problem, both.p.workspace, {device, stream});
   });
 }

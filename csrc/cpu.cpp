@@ -112,6 +112,12 @@ struct Cpu {
     return with_format(y, s.project.channels_last);
   }
 
+  static Tensor stem_mbconv(const char* op, const Tensor& x, const StemMbconv& both) {
+    const StemMbconvShape s = check_stem_mbconv(op, operands(x, both), both.stem_window, both.block.window);
+    const Tensor map = conv(op, x, *both.stem_weight, {.bias = both.stem_bias, .activation = both.stem_activation}, both.stem_window, s.stem.channels_last);
+    return with_format(mbconv(op, map, both.block), s.stem.channels_last);
+  }
+
   static Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program) {
     const auto steps = parse_program(program, weights.size());
     infer(steps, x, weights);  // so that nothing is computed of a network that has a fault

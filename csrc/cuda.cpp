@@ -88,6 +88,29 @@ Tensor dense(const Tensor& x, bool channels_last) {
 
 Tensor dense(const Tensor& t) { return is_contiguous(t) ? t : torch::stable::contiguous(t); }
 
+// What had to be copied, or is only held, until the launch.
+struct Owned {
+  std::array<std::optional<Tensor>, 8> tensors;
+  int count = 0;
+
+  const void* address(Tensor t) { return tensors[count++].emplace(std::move(t)).const_data_ptr(); }
+  const void* matrix(const Tensor* t) { return t ? address(dense(*t)) : nullptr; }
+};
+
+// A block but for its maps.
+MbconvProblem block_problem(const char* op, const Tensor& x, const Mbconv& block, const MbconvShape& s, Owned& owned) {
+  const bool taps_first = is_taps_first(*block.depthwise_weight);
+  const Tensor* first_bias = block.expand_bias ? block.expand_bias : block.depthwise_bias ? block.depthwise_bias : block.project_bias;
+  MbconvProblem problem = mbconv_problem(op, precision_of(x, tf32_for_convolutions()), s, block.activation);
+  problem.expand_weight = owned.matrix(block.expand_weight), problem.expand_bias = owned.matrix(block.expand_bias);
+  problem.depthwise_weight = taps_first ? block.depthwise_weight->const_data_ptr() : owned.matrix(block.depthwise_weight);
+  problem.depthwise_taps_first = taps_first;
+  problem.depthwise_bias = owned.matrix(block.depthwise_bias);
+  problem.project_weight = owned.matrix(block.project_weight), problem.project_bias = owned.matrix(block.project_bias);
+  problem.vectors_are_fp32 = first_bias && first_bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
+  return problem;
+}
+
 struct Cuda {
   static Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
     const ConvShape s = check_pointwise(op, operands(x, weight, epilogue));
@@ -160,25 +183,33 @@ struct Cuda {
     Tensor out = empty_image(x, s.project, channels_last);
     if (s.project.out_numel() == 0) return out;
 
-    std::array<std::optional<Tensor>, 8> owned;  // what had to be copied, or is only held
-    int count = 0;
-    auto address = [&](Tensor t) { return owned[count++].emplace(std::move(t)).const_data_ptr(); };
-    auto matrix = [&](const Tensor* t) { return t ? address(dense(*t)) : nullptr; };
-    const bool taps_first = is_taps_first(*block.depthwise_weight);
-    const Tensor* first_bias = block.expand_bias ? block.expand_bias : block.depthwise_bias ? block.depthwise_bias : block.project_bias;
-    MbconvProblem problem = mbconv_problem(op, precision_of(x, tf32_for_convolutions()), s, block.activation);
-    problem.x = address(dense(x, channels_last));
-    problem.expand_weight = matrix(block.expand_weight), problem.expand_bias = matrix(block.expand_bias);
-    problem.depthwise_weight = taps_first ? block.depthwise_weight->const_data_ptr() : matrix(block.depthwise_weight);
-    problem.depthwise_taps_first = taps_first;
-    problem.depthwise_bias = matrix(block.depthwise_bias);
-    problem.project_weight = matrix(block.project_weight), problem.project_bias = matrix(block.project_bias);
-    problem.residual = block.residual ? address(dense(*block.residual, channels_last)) : nullptr;
+    Owned owned;
+    MbconvProblem problem = block_problem(op, x, block, s, owned);
+    problem.x = owned.address(dense(x, channels_last));
+    problem.residual = block.residual ? owned.address(dense(*block.residual, channels_last)) : nullptr;
     problem.out = out.mutable_data_ptr();
-    problem.vectors_are_fp32 = first_bias && first_bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
     const Place place = place_of(x);
     const Tensor workspace = empty_bytes(x, mbconv_workspace(problem, place.device));
     launch_mbconv(problem, workspace.mutable_data_ptr(), place);
+    return out;
+  }
+
+  static Tensor stem_mbconv(const char* op, const Tensor& x, const StemMbconv& both) {
+    const StemMbconvShape s = check_stem_mbconv(op, operands(x, both), both.stem_window, both.block.window);
+    Tensor out = empty_image(x, s.block.project, s.stem.channels_last);
+    if (s.block.project.out_numel() == 0) return out;
+
+    const Tensor input = is_reachable(x) ? x : dense(x), filters = is_reachable(*both.stem_weight) ? *both.stem_weight : dense(*both.stem_weight);
+    Vectors vectors;
+    Owned owned;
+    const Tail tail = tail_of({.bias = both.stem_bias, .activation = both.stem_activation}, x, vectors);
+    StemMbconvProblem problem{.stem = conv_problem(op, precision_of(x, tf32_for_convolutions()), s.stem, s.stem.channels_last, input.const_data_ptr(), input.strides().data(),
+                                                   filters.const_data_ptr(), filters.strides().data(), nullptr, tail),
+                              .block = block_problem(op, x, both.block, s.block, owned)};
+    problem.block.out = out.mutable_data_ptr();
+    const Place place = place_of(x);
+    const Tensor workspace = empty_bytes(x, stem_mbconv_workspace(problem, place.device));
+    launch_stem_mbconv(problem, workspace.mutable_data_ptr(), place);
     return out;
   }
 

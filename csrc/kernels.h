@@ -103,4 +103,14 @@ inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 int64_t mbconv_workspace(const MbconvProblem& problem, int device);
 void launch_mbconv(const MbconvProblem& problem, void* workspace, Place place);
 
+// A network's first convolution, then a block without expansion on its map, which is stem.out and block.x: neither is set.
+struct StemMbconvProblem {
+  ConvProblem stem;
+  MbconvProblem block;
+  const char* variant = nullptr;  // of a kernel that computes both
+};
+
+int64_t stem_mbconv_workspace(const StemMbconvProblem& problem, int device);
+void launch_stem_mbconv(const StemMbconvProblem& problem, void* workspace, Place place);
+
 }  // namespace effnet

@@ -3,6 +3,8 @@
 #include "network.h"
 
 #include <algorithm>
+#include <array>
+#include <initializer_list>
 #include <mutex>
 
 #include "adapters.h"
@@ -61,11 +63,12 @@ bool reads_in_place(const NetworkPlan& plan, const Tensor& x, const std::vector<
   };
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const Step& s = plan.steps[i];
-    const bool is_conv = s.kind == StepKind::conv;
+    // Reads the picture, and the weights that it is multiplied with, through their strides.
+    const bool has_stem = s.kind == StepKind::stem_mbconv, is_conv = s.kind == StepKind::conv || has_stem;
     const bool channels_last = s.kind != StepKind::linear && plan.shapes[i].image().channels_last;
-    if (!dense(s.bias) || !dense(s.expand_weight) || !dense(s.expand_bias) || !dense(s.project_weight) || !dense(s.project_bias)) return false;
-    if (is_conv ? !is_reachable(weights[s.weight]) || (s.input == 0 && !is_reachable(x)) : !in_format(s.input, channels_last)) return false;
-    const bool any_order = is_conv || ((s.kind == StepKind::depthwise || s.kind == StepKind::mbconv) && is_taps_first(weights[s.weight]));
+    if (!dense(s.stem_bias) || !dense(s.bias) || !dense(s.expand_weight) || !dense(s.expand_bias) || !dense(s.project_weight) || !dense(s.project_bias)) return false;
+    if (is_conv ? !is_reachable(weights[has_stem ? s.stem_weight : s.weight]) || (s.input == 0 && !is_reachable(x)) : !in_format(s.input, channels_last)) return false;
+    const bool any_order = s.kind == StepKind::conv || ((s.kind == StepKind::depthwise || s.kind == StepKind::mbconv || has_stem) && is_taps_first(weights[s.weight]));
     if (!any_order && !dense(s.weight)) return false;
     if (s.residual >= 0 && !in_format(s.residual, channels_last)) return false;
   }
@@ -93,6 +96,7 @@ struct Planner {
   ScalarType type = x.scalar_type();
   Precision convolutions = precision_of(type, tf32_convolutions);
   int device = static_cast<int>(x.get_device_index());
+  mutable std::array<int64_t, 4> dense{};  // strides of the map that a convolution reads, until its launch
 
   void* image(int64_t number) const {
     return number < 0 ? nullptr : number == 0 ? symbol(kImage, alignment(x)) : symbol(kWorkspace, places[number - 1].result);
@@ -100,10 +104,32 @@ struct Planner {
   void* weight(int64_t index) const { return index < 0 ? nullptr : symbol(kWeights + index, alignment(weights[index])); }
   void* out(size_t i) const { return places[i].result < 0 ? symbol(kOutput, 0) : symbol(kWorkspace, places[i].result); }
 
-  bool vectors_are_fp32(const Step& s) const {
-    for (int64_t bias : {s.bias, s.expand_bias, s.project_bias})
+  bool are_fp32(std::initializer_list<int64_t> biases) const {
+    for (int64_t bias : biases)
       if (bias >= 0) return weights[bias].scalar_type() == ScalarType::Float && type != ScalarType::Float;
     return false;
+  }
+
+  bool vectors_are_fp32(const Step& s) const { return are_fp32({s.bias, s.expand_bias, s.project_bias}); }
+
+  // A convolution that reads its input through strides: the network's, or those of a map.
+  ConvProblem convolution(size_t i, int64_t weight_index, const Tail& tail, void* result) const {
+    const Step& s = plan.steps[i];
+    const ConvShape& c = plan.shapes[i].conv;
+    const bool nhwc = s.input > 0 && plan.shapes[s.input - 1].out.channels_last;
+    const int64_t plane = c.height * c.width, k = c.in_channels;
+    dense = {k * plane, nhwc ? 1 : plane, nhwc ? c.width * k : c.width, nhwc ? k : 1};
+    const int64_t* strides = s.input == 0 ? x.strides().data() : dense.data();
+    return conv_problem(s.op.c_str(), convolutions, c, c.channels_last, image(s.input), strides, weight(weight_index), weights[weight_index].strides().data(), result, tail);
+  }
+
+  StemMbconvProblem stem_and_block(size_t i) const {
+    const Step& s = plan.steps[i];
+    const auto [low, high] = bounds(s.stem_activation);
+    const Tail tail{.vectors = {weight(s.stem_bias)}, .vectors_are_fp32 = are_fp32({s.stem_bias}), .low = low, .high = high};
+    StemMbconvProblem p{.stem = convolution(i, s.stem_weight, tail, nullptr), .block = block(i)};
+    p.block.x = nullptr;
+    return p;
   }
 
   MbconvProblem block(size_t i) const {
@@ -132,7 +158,8 @@ struct Planner {
       buffers.push_back({padded(plan.shapes[i].out.numel() * bytes_of_element(convolutions)), i, last[i], &places[i].result});
     }
     for (size_t i = 0; i < count; ++i) {
-      const int64_t bytes = plan.steps[i].kind == StepKind::mbconv ? mbconv_workspace(block(i), device) : 0;
+      const StepKind kind = plan.steps[i].kind;
+      const int64_t bytes = kind == StepKind::mbconv ? mbconv_workspace(block(i), device) : kind == StepKind::stem_mbconv ? stem_mbconv_workspace(stem_and_block(i), device) : 0;
       if (bytes > 0) buffers.push_back({padded(bytes), i, i, &places[i].scratch});
     }
     plan.workspace = lay_out(std::move(buffers));
@@ -141,7 +168,9 @@ struct Planner {
   void prepare(size_t i) {
     const Step& s = plan.steps[i];
     const Place place{.device = device, .prepared = &plan.sequence.launches};
-    if (s.kind == StepKind::mbconv) return launch_mbconv(block(i), places[i].scratch < 0 ? nullptr : symbol(kWorkspace, places[i].scratch), place);
+    void* const scratch = places[i].scratch < 0 ? nullptr : symbol(kWorkspace, places[i].scratch);
+    if (s.kind == StepKind::mbconv) return launch_mbconv(block(i), scratch, place);
+    if (s.kind == StepKind::stem_mbconv) return launch_stem_mbconv(stem_and_block(i), scratch, place);
 
     const char* op = s.op.c_str();
     const ConvShape& c = plan.shapes[i].conv;
@@ -149,18 +178,13 @@ struct Planner {
     const auto [low, high] = bounds(s.activation);
     const Tail tail{.vectors = {weight(s.bias)}, .vectors_are_fp32 = vectors_are_fp32(s), .low = low, .high = high, .residual = image(s.residual)};
     switch (s.kind) {
-      case StepKind::conv: {
-        const bool nhwc = s.input > 0 && plan.shapes[s.input - 1].out.channels_last;
-        const int64_t plane = c.height * c.width, k = c.in_channels;
-        const int64_t dense[4] = {k * plane, nhwc ? 1 : plane, nhwc ? c.width * k : c.width, nhwc ? k : 1};
-        const int64_t* strides = s.input == 0 ? x.strides().data() : dense;
-        return launch_conv(conv_problem(op, convolutions, c, c.channels_last, input, strides, w, weights[s.weight].strides().data(), result, tail), place);
-      }
+      case StepKind::conv: return launch_conv(convolution(i, s.weight, tail, result), place);
       case StepKind::pointwise: return launch_pointwise(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
       case StepKind::pointwise_pool: return launch_pointwise_pool(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
       case StepKind::depthwise: return launch_depthwise(depthwise_problem(op, convolutions, c, input, w, is_taps_first(weights[s.weight]), result, tail), place);
       case StepKind::linear: return launch_linear(linear_problem(op, precision_of(type, tf32_matmul), plan.shapes[i].linear, input, w, result, tail), place);
-      case StepKind::mbconv: break;
+      case StepKind::mbconv:
+      case StepKind::stem_mbconv: break;
     }
   }
 };

@@ -24,6 +24,9 @@ STABLE_TORCH_LIBRARY(effnet, m) {
   // A whole MBConv block: pointwise(depthwise(pointwise(x, expand, activation), activation), project) + residual.
   m.def("mbconv(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, Tensor? residual=None, int[2] stride=1, int[4] padding=1, str activation='relu6') -> Tensor");
 
+  // A network's beginning: mbconv(conv(x, stem), None, None, ...) without residual.
+  m.def("stem_mbconv(Tensor x, Tensor stem_weight, Tensor? stem_bias, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, int[2] stem_stride=2, int[4] stem_padding=1, str stem_activation='relu', int[2] stride=1, int[4] padding=1, str activation='relu6', MemoryFormat? memory_format=None) -> Tensor");
+
   // A network of these, in one call. program.h says how a program is written.
   m.def("network(Tensor x, Tensor[] weights, int[] program) -> Tensor");
 }

@@ -9,11 +9,12 @@ namespace {
 
 enum class Field {
   input, residual, weight, bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias,
-  activation, stride, padding, memory_format
+  activation, stride, padding, memory_format, stem_weight, stem_bias, stem_activation, stem_stride, stem_padding
 };
 
 const char* const kFieldNames[] = {"input",          "residual",       "weight",         "bias",         "expand_weight", "expand_bias", "depthwise_weight",
-                                   "depthwise_bias", "project_weight", "project_bias",   "activation",   "stride",        "padding",     "memory_format"};
+                                   "depthwise_bias", "project_weight", "project_bias",   "activation",   "stride",        "padding",     "memory_format",
+                                   "stem_weight",    "stem_bias",      "stem_activation", "stem_stride", "stem_padding"};
 
 struct Kind {
   const char* name;
@@ -30,6 +31,8 @@ const std::vector<Kind>& kinds() {
       {"mbconv", {input, residual, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, activation, stride, padding}},
       {"pointwise_pool", {input, weight, bias, activation}},
       {"linear", {input, weight, bias}},
+      {"stem_mbconv", {input, stem_weight, stem_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, stem_activation, stem_stride, stem_padding,
+                       activation, stride, padding, memory_format}},
   };
   return all;
 }
@@ -61,6 +64,18 @@ struct Reader {
                   std::string(optional ? "-1 (none) or " : "") + "an index into the " + std::to_string(weights) + " weights");
   }
 
+  Activation activation(const char* op, const char* field) { return Activation(within(op, field, 0, 2, "0 (none), 1 (relu) or 2 (relu6)")); }
+
+  void read_stride(const char* op, const char* field, Window& w) {
+    for (auto& n : w.stride) n = next(op, field);
+  }
+
+  // The last field of a window.
+  void read_padding(const char* op, const char* field, Window& w, const char* prefix) {
+    for (auto& n : w.padding) n = next(op, field);
+    w = window(op, {w.stride.begin(), w.stride.end()}, {w.padding.begin(), w.padding.end()}, prefix);
+  }
+
   void read(Step& s, Field field) {
     const char *op = s.op.c_str(), *name = kFieldNames[static_cast<int>(field)];
     switch (field) {
@@ -74,14 +89,14 @@ struct Reader {
       case Field::expand_bias: s.expand_bias = index(op, name, true); break;
       case Field::project_weight: s.project_weight = index(op, name, false); break;
       case Field::project_bias: s.project_bias = index(op, name, true); break;
-      case Field::activation: s.activation = Activation(within(op, name, 0, 2, "0 (none), 1 (relu) or 2 (relu6)")); break;
-      case Field::stride:
-        for (auto& n : s.window.stride) n = next(op, name);
-        break;
-      case Field::padding:  // the last field of a window
-        for (auto& n : s.window.padding) n = next(op, name);
-        s.window = window(op, {s.window.stride.begin(), s.window.stride.end()}, {s.window.padding.begin(), s.window.padding.end()});
-        break;
+      case Field::stem_weight: s.stem_weight = index(op, name, false); break;
+      case Field::stem_bias: s.stem_bias = index(op, name, true); break;
+      case Field::activation: s.activation = activation(op, name); break;
+      case Field::stem_activation: s.stem_activation = activation(op, name); break;
+      case Field::stride: read_stride(op, name, s.window); break;
+      case Field::stem_stride: read_stride(op, name, s.stem_window); break;
+      case Field::padding: read_padding(op, name, s.window, ""); break;
+      case Field::stem_padding: read_padding(op, name, s.stem_window, "stem_"); break;
       case Field::memory_format: {
         const int64_t format = within(op, name, -1, 1, "-1 (its input's), 0 (contiguous_format) or 1 (channels_last)");
         if (format >= 0) s.channels_last = format == 1;
@@ -147,6 +162,17 @@ std::vector<StepShape> infer(const std::vector<Step>& steps, const Tensor& x, co
                                       .depthwise_bias = optional("depthwise_bias", s.bias), .project_weight = weight("project_weight", s.project_weight),
                                       .project_bias = optional("project_bias", s.project_bias), .residual = residual}, s.window);
       image(shape.block.project, format);
+      continue;
+    }
+    if (s.kind == StepKind::stem_mbconv) {
+      const bool channels_last = s.channels_last.value_or(format);
+      const auto both = check_stem_mbconv(op, {.stem = {.x = input, .channels_last = channels_last, .weight = weight("stem_weight", s.stem_weight),
+                                                        .bias = optional("stem_bias", s.stem_bias), .out_name = kStemMap},
+                                               .block = {.x = input, .channels_last = channels_last, .depthwise_weight = weight("depthwise_weight", s.weight),
+                                                         .depthwise_bias = optional("depthwise_bias", s.bias), .project_weight = weight("project_weight", s.project_weight),
+                                                         .project_bias = optional("project_bias", s.project_bias)}}, s.stem_window, s.window);
+      shape.conv = both.stem, shape.block = both.block;
+      image(shape.block.project, channels_last);
       continue;
     }
     const ConvOperands operands{.x = input, .channels_last = format, .weight = weight("weight", s.weight), .bias = optional("bias", s.bias), .residual = residual};

@@ -13,15 +13,18 @@
 
 namespace effnet {
 
-enum class StepKind { conv, pointwise, depthwise, mbconv, pointwise_pool, linear };
+enum class StepKind { conv, pointwise, depthwise, mbconv, pointwise_pool, linear, stem_mbconv };
 
 struct Step {
   StepKind kind;
   int64_t input = 0, residual = -1;
-  int64_t weight = -1, bias = -1;  // of mbconv: the depthwise ones
+  int64_t weight = -1, bias = -1;  // of mbconv and stem_mbconv: the depthwise ones
   int64_t expand_weight = -1, expand_bias = -1, project_weight = -1, project_bias = -1;
   Activation activation = Activation::none;
   Window window;
+  int64_t stem_weight = -1, stem_bias = -1;
+  Activation stem_activation = Activation::none;
+  Window stem_window;
   std::optional<bool> channels_last;
   std::string op;  // what errors call it: "network: step 3 (mbconv)"
 };
@@ -39,7 +42,8 @@ struct Value {
   int64_t numel() const;
 };
 
-// One of the three, by the step's kind, and the result. channels_last of a convolution is its output's.
+// By the step's kind a convolution, a block, both, or a linear layer; and the result. channels_last of a convolution is its
+// output's.
 struct StepShape {
   StepKind kind;
   ConvShape conv;
@@ -47,7 +51,7 @@ struct StepShape {
   LinearShape linear;
   Value out;
 
-  const ConvShape& image() const { return kind == StepKind::mbconv ? block.project : conv; }
+  const ConvShape& image() const { return kind == StepKind::mbconv || kind == StepKind::stem_mbconv ? block.project : conv; }
 };
 
 // Checks every step as the single op does, in order, and returns their sizes.
@@ -70,6 +74,12 @@ Tensor compose(const std::vector<Step>& steps, const Tensor& x, const std::vecto
         case StepKind::depthwise: return Backend::depthwise(op, input, *w, epilogue, s.window);
         case StepKind::pointwise_pool: return Backend::pointwise_pool(op, input, *w, epilogue);
         case StepKind::linear: return Backend::linear(op, input, *w, epilogue.bias);
+        case StepKind::stem_mbconv:
+          return Backend::stem_mbconv(op, input, {.stem_weight = weight(s.stem_weight), .stem_bias = weight(s.stem_bias), .stem_activation = s.stem_activation,
+                                                  .stem_window = s.stem_window,
+                                                  .block = {.depthwise_weight = w, .depthwise_bias = epilogue.bias, .project_weight = weight(s.project_weight),
+                                                            .project_bias = weight(s.project_bias), .activation = s.activation, .window = s.window},
+                                                  .channels_last = s.channels_last});
         case StepKind::mbconv:
           return Backend::mbconv(op, input, {.expand_weight = weight(s.expand_weight), .expand_bias = weight(s.expand_bias), .depthwise_weight = w,
                                              .depthwise_bias = epilogue.bias, .project_weight = weight(s.project_weight),

@@ -158,8 +158,16 @@ class ModelNew(FoldedModule):
         stride, padding = window(self.conv1)
         stem, head = fold_batch_norm(self.conv1, self.bn1, dtype), fold_batch_norm(self.conv2, self.bn2, dtype)
         # Whatever format the images come in, the kernels between stem and head are at their best in channels_last.
-        y = network.add("conv", **stem._asdict(), activation="relu", stride=stride, padding=padding, memory_format=torch.channels_last)
-        for block in self.blocks:
+        first, *others = self.blocks
+        if first.expand_conv is None:
+            folded = first.fold(dtype)
+            weights = {f"{name}_{part}": tensor for name, layer in (("stem", stem), ("depthwise", folded.depthwise), ("project", folded.project)) for part, tensor in layer._asdict().items()}
+            y = network.add("stem_mbconv", **weights, stem_activation="relu", stem_stride=stride, stem_padding=padding,
+                            activation="relu6", stride=folded.stride, padding=folded.padding, memory_format=torch.channels_last)  # fmt: skip
+        else:
+            y = network.add("conv", **stem._asdict(), activation="relu", stride=stride, padding=padding, memory_format=torch.channels_last)
+            others = self.blocks
+        for block in others:
             folded = block.fold(dtype)
             layers = {"expand": folded.expand, "depthwise": folded.depthwise, "project": folded.project}
             weights = {f"{name}_{part}": tensor for name, layer in layers.items() if layer for part, tensor in layer._asdict().items()}

@@ -73,12 +73,15 @@ def exact(
 
 
 def exact_mbconv(args: dict) -> Exact:
-    """A chain of three. Activations and residual do not make errors larger, convolutions as their weights' magnitudes do."""
+    """A chain of three, or of a stem and two. Activations and residual do not make errors larger, convolutions as their weights' magnitudes do."""
     x, activation = args["x"], args.get("activation", "relu6")
     window = {name: numbers(args.get(name, 1), count) for name, count in (("stride", 2), ("padding", 4))}
     steps = [("depthwise", {"depthwise": True, "activation": activation, **window}), ("project", {"residual": args.get("residual")})]
     if args.get("expand_weight") is not None:
         steps.insert(0, ("expand", {"activation": activation}))
+    if args.get("stem_weight") is not None:
+        stem_window = {"stride": numbers(args.get("stem_stride", 2), 2), "padding": numbers(args.get("stem_padding", 1), 4)}
+        steps.insert(0, ("stem", {"activation": args.get("stem_activation", "relu"), **stem_window}))
     value = magnitude = x
     terms = 0
     for name, options in steps:
@@ -92,7 +95,7 @@ def exact_mbconv(args: dict) -> Exact:
 
 def exact_call(op: str, args: dict) -> Exact:
     """The same for a call of torch.ops.effnet.<op>, with its arguments by name."""
-    if op == "mbconv":
+    if op in ("mbconv", "stem_mbconv"):
         return exact_mbconv(args)
     options = {name: args[name] for name in ("bias", "residual", "activation", "eps") if args.get(name) is not None}
     for name in ("stride", "padding"):

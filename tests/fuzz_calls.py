@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from op_cases import OPS, Case, MbconvCase, numbers
+from op_cases import OPS, Case, MbconvCase, StemMbconvCase, numbers
 from torch import Tensor
 
 DTYPES = {"cpu": [torch.float32, torch.float16, torch.bfloat16, torch.float64], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
@@ -41,6 +41,10 @@ class FuzzCall:
         stride, padding = tuple(numbers(args.get("stride", 1), 2)), tuple(numbers(args.get("padding", 0), 4))
         if self.op == "mbconv":
             return MbconvCase(tuple(args["x"].shape), None, args["project_weight"].shape[0], args["depthwise_weight"].shape[2], stride, padding)
+        if self.op == "stem_mbconv":
+            stem_stride, stem_padding, weight = tuple(numbers(args["stem_stride"], 2)), tuple(numbers(args["stem_padding"], 4)), args["stem_weight"]
+            return StemMbconvCase(tuple(args["x"].shape), weight.shape[0], args["project_weight"].shape[0], tuple(weight.shape[2:]), stem_stride, stem_padding,
+                                  args["depthwise_weight"].shape[2], stride, padding, memory_format=args.get("memory_format"))  # fmt: skip
         weight = args["weight"]
         return Case(
             self.op, tuple(args["x"].shape), weight.shape[0], tuple(weight.shape[2:]) or (1, 1), stride, padding,
@@ -74,6 +78,8 @@ def random_case(r, op):
         options["activation"] = r.choice(["none", "relu", "relu6"])
     if op in ("pointwise", "pointwise_bn"):
         options["residual"] = r.random() < 0.5
+    if op == "stem_mbconv":
+        return random_stem(r, batch, out, options)
     if op.startswith("pointwise"):
         return Case(op, (batch, channels, r.randint(1, 9), r.randint(1, 9)), out, matrix_weight=r.random() < 0.3, **options)
 
@@ -89,6 +95,18 @@ def random_case(r, op):
         channels = r.choice([1, 3, 4, 7])
         options["memory_format"] = r.choice([None, None, torch.contiguous_format, torch.channels_last])
     return Case(op, (batch, channels, height, width), channels if depthwise else out, kernel, stride, (left, right, top, bottom), **options)
+
+
+def random_stem(r, batch, out, options):
+    """Often what one kernel computes."""
+    options |= {"stem_activation": r.choice(["relu", "relu6", "none"]), "matrix_weight": r.random() < 0.3, "taps_first": r.random() < 0.7}
+    options["memory_format"] = r.choice([None, torch.contiguous_format, torch.channels_last, torch.channels_last])
+    x, padding = (batch, r.choice([1, 3, 3, 4]), r.randint(3, 40), r.randint(3, 40)), (1, 1, 1, 1)
+    if r.random() < 0.5:
+        return StemMbconvCase(x, 32, r.choice([8, 16, 24, 32]), stem_padding=r.choice([padding, (0, 1, 0, 1)]), **options)
+    stem_kernel, kernel = (r.randint(1, 3), r.randint(1, 3)), r.choice([3, 5])
+    stem_padding, padding = (tuple(r.choice([0, 1, 2]) for _ in range(4)), (2, r.randint(2, 3), 2, 2))
+    return StemMbconvCase(x, r.choice(CHANNELS), out, stem_kernel, (r.randint(1, 3), r.randint(1, 3)), stem_padding, kernel, (r.randint(1, 2), r.randint(1, 2)), padding, **options)
 
 
 def add_special_values(r, call, case):

@@ -212,6 +212,73 @@ class MbconvCase:
         return [*steps, y if args.get("residual") is None else y + args["residual"]]
 
 
+@dataclass(frozen=True)
+class StemMbconvCase:
+    """A call of stem_mbconv: a convolution to `hidden` channels, and a block without expand step."""
+
+    x: tuple[int, ...]
+    hidden: int
+    out: int
+    stem_kernel: tuple[int, int] = (3, 3)
+    stem_stride: tuple[int, int] = (2, 2)
+    stem_padding: tuple[int, int, int, int] = (1, 1, 1, 1)
+    kernel: int = 3
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (1, 1, 1, 1)
+    stem_activation: str = "relu"
+    activation: str = "relu6"
+    bias: bool = True
+    matrix_weight: bool = False
+    wide_vectors: bool = False
+    taps_first: bool = False
+    memory_format: torch.memory_format | None = None
+    op: str = "stem_mbconv"
+    is_linear = residual = False
+
+    def __str__(self):
+        sizes = [self.op, "x".join(map(str, self.x)), f"{self.hidden}to{self.out}", "k" + "".join(map(str, (*self.stem_kernel, self.kernel)))]
+        sizes += ["s" + "".join(map(str, (*self.stem_stride, *self.stride))), "p" + "".join(map(str, (*self.stem_padding, *self.padding)))]
+        sizes += [self.stem_activation, self.activation] + [flag for flag in ("matrix_weight", "wide_vectors", "taps_first") if getattr(self, flag)]
+        return "-".join(sizes + ([] if self.bias else ["nobias"]) + ([str(self.memory_format).removeprefix("torch.")] if self.memory_format else []))
+
+    def _stem(self) -> Case:
+        return Case("conv", self.x, self.hidden, self.stem_kernel, self.stem_stride, self.stem_padding, self.stem_activation,
+                    bias=self.bias, wide_vectors=self.wide_vectors, memory_format=self.memory_format)  # fmt: skip
+
+    def _block(self) -> MbconvCase:
+        return MbconvCase(self._stem().out_shape(), None, self.out, self.kernel, self.stride, self.padding, self.activation, self.bias,
+                          matrix_weight=self.matrix_weight, wide_vectors=self.wide_vectors, taps_first=self.taps_first)  # fmt: skip
+
+    def arguments(self, dtype=torch.float32, device="cpu", layout="contiguous", seed=0) -> dict:
+        stem, block = self._stem().arguments(dtype, device, layout, seed), self._block().arguments(dtype, device, layout, seed + 1)
+        args = {"x": stem["x"]} | {f"stem_{name}": stem.get(name) for name in ("weight", "bias")}
+        args |= {name: value for name, value in block.items() if name.startswith(("depthwise_", "project_"))}
+        args |= {"stem_stride": list(self.stem_stride), "stem_padding": list(self.stem_padding), "stem_activation": self.stem_activation}
+        return args | {name: block[name] for name in ("stride", "padding", "activation")} | {"memory_format": self.memory_format}
+
+    def out_shape(self) -> tuple[int, ...]:
+        return self._block().out_shape()
+
+    def call(self, args: dict) -> Tensor:
+        return torch.ops.effnet.stem_mbconv(**args)
+
+    def reference(self, args: dict, dtype: torch.dtype | None = None) -> Tensor:
+        return self._steps(args, dtype)[-1]
+
+    def pre_activation(self, args: dict) -> Tensor:
+        return torch.cat([t.flatten() for t in self._steps(args)[:-1]])
+
+    def _steps(self, args, dtype=None):
+        args = {name: a.to(dtype) if dtype and isinstance(a, Tensor) else a for name, a in args.items()}
+        x, bias = args["x"], args.get("stem_bias")
+        padding, stride = numbers(args.get("stem_padding", 1), 4), numbers(args.get("stem_stride", 2), 2)
+        stem = F.conv2d(F.pad(x, padding), args["stem_weight"], None if bias is None else bias.to(x.dtype), stride)
+        block = {name: value for name, value in args.items() if not name.startswith("stem_") and name != "memory_format"}
+        y = ACTIVATIONS[args.get("stem_activation", "relu")](stem)
+        y = y.contiguous(memory_format=self.memory_format) if self.memory_format else y  # which decides on the order of sums, as ours does
+        return [stem, *self._block()._steps(block | {"x": y})]
+
+
 ACTIVATIONS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}
 
 
@@ -345,6 +412,15 @@ CASES = [
     MbconvCase((2, 16, 8, 8), None, 16, residual=True, activation="relu", matrix_weight=True),
     MbconvCase((2, 8, 7, 7), 24, 8, 5, (1, 1), (2, 2, 2, 2), activation="none", bias=False, taps_first=True),
 ]
+CASES += [
+    StemMbconvCase((2, 3, 33, 34), 32, 16, wide_vectors=True, taps_first=True, memory_format=torch.channels_last),
+    StemMbconvCase((1, 3, 30, 62), 32, 24, stem_padding=(0, 1, 0, 1), stem_activation="relu6", activation="relu", wide_vectors=True, taps_first=True, memory_format=torch.channels_last),
+    StemMbconvCase((2, 2, 9, 11), 32, 8, padding=(2, 1, 0, 1), wide_vectors=True, taps_first=True, memory_format=torch.channels_last),
+    StemMbconvCase((2, 3, 12, 10), 16, 8, memory_format=torch.contiguous_format),
+    StemMbconvCase((2, 4, 9, 9), 7, 5, (5, 2), (1, 3), (2, 0, 1, 1), 5, (2, 1), (2, 2, 2, 2), "none", "relu", matrix_weight=True),
+    StemMbconvCase((2, 3, 3, 3), 8, 8, stem_padding=(0, 0, 0, 0), bias=False),
+    StemMbconvCase((0, 3, 8, 8), 32, 16),
+]
 OPS = sorted({case.op for case in CASES})
 
 # One call of every kind, small: for gradients, tracing and export.
@@ -369,10 +445,12 @@ SMALL = [
     MbconvCase((2, 3, 5, 6), 4, 3, 3, (1, 1), (1, 1, 1, 1), residual=True, wide_vectors=True),
     MbconvCase((2, 3, 5, 6), 4, 2, 3, (2, 2), (0, 1, 0, 1), activation="relu", matrix_weight=True, taps_first=True),
     MbconvCase((2, 3, 5, 6), None, 2, 3, (1, 2), activation="none", bias=False),
+    StemMbconvCase((2, 3, 7, 6), 4, 3, wide_vectors=True, memory_format=torch.channels_last),
+    StemMbconvCase((2, 2, 5, 6), 3, 2, (3, 2), (1, 2), (1, 0, 1, 0), 3, (1, 2), (0, 1, 0, 1), "relu6", "none", bias=False, matrix_weight=True),
 ]
 
 
-def cases(*ops: str) -> list[Case | MbconvCase]:
+def cases(*ops: str) -> list[Case | MbconvCase | StemMbconvCase]:
     return [case for case in CASES if case.op in ops]
 
 

@@ -71,11 +71,11 @@ def test_json(quick):
 def test_ops(quick):
     _, results, _ = quick
     rows = [row for row in results["kernels"] if row["batch"] == 3]
-    assert [row["op"] for row in rows] == ["conv", *7 * ["mbconv"], "pointwise_pool", "linear"]
-    assert rows[0]["flops"] == 2 * 27 * 32 * 20 * 20 * 3
+    assert [row["op"] for row in rows] == ["stem_mbconv", *6 * ["mbconv"], "pointwise_pool", "linear"]
+    assert rows[0]["flops"] == 2 * 20 * 20 * 3 * (27 * 32 + 32 * 9 + 32 * 16)
     # Block 2 at 20 x 20 pixels: expanded from 16 to 96 channels, filtered to 10 x 10, projected to 24.
-    assert rows[2]["flops"] == 2 * 3 * (20 * 20 * 16 * 96 + 10 * 10 * (96 * 9 + 96 * 24))
-    assert rows[0]["bytes"] == 4 * (3 * 3 * 40 * 40 + 32 * 27 + 32 + 3 * 32 * 20 * 20)
+    assert rows[1]["flops"] == 2 * 3 * (20 * 20 * 16 * 96 + 10 * 10 * (96 * 9 + 96 * 24))
+    assert rows[0]["bytes"] == 4 * (3 * 3 * 40 * 40 + 32 * 27 + 32 + 32 * 9 + 32 + 16 * 32 + 16 + 3 * 16 * 20 * 20)
     machine = results["machine"]
     for row in rows:
         floor = max(row["bytes"] / machine["copy_bytes_per_s"], row["flops"] / machine["flops_per_s"]["float32"])

@@ -112,8 +112,8 @@ def test_what_becomes_of_mobilenet():
     # 300.8 M at 224 x 224 are published, all but 0.13 M of the 1000 classes' layer in proportion to the pixels.
     assert sum(row.multiply_adds for row in rows) == pytest.approx(299.5e6 * (64 / 224) ** 2, rel=0.01)
     steps = Program.parse(converted.network.chain.program, len(list(converted.parameters()))).steps
-    assert [step.kind for step in steps] == ["conv", *["mbconv"] * 17, "pointwise_pool", "linear"]
-    assert steps[1].fields["expand_weight"] is None and sum(step.fields.get("residual") is not None for step in steps) == 10
+    assert [step.kind for step in steps] == ["stem_mbconv", *["mbconv"] * 16, "pointwise_pool", "linear"]
+    assert sum(step.fields.get("residual") is not None for step in steps) == 10
     assert converted.network.chain.features_1_conv_0_0_weight.shape == (32, 1, 3, 3)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from stub_cuda import c_api
-from variants import BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, Target, check_infinity_in_a_convolution, check_nan_and_infinity_in_a_block, check_variant
+from variants import BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, STEMS, Target, check_infinity_in_a_convolution, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant
 
 from effnet_aot import _library
 
@@ -28,6 +28,13 @@ def test_variant(target, op, variant):
 @pytest.mark.parametrize("padding", BLOCK_PADDINGS)
 def test_nan_and_infinity_in_a_block(target, variant, padding):
     check_nan_and_infinity_in_a_block(target, variant, padding)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", STEMS)
+@pytest.mark.parametrize("padding", BLOCK_PADDINGS)
+def test_nan_and_infinity_in_a_stem(target, variant, padding):
+    check_nan_and_infinity_in_a_stem(target, variant, padding)
 
 
 @pytest.mark.gpu

@@ -41,7 +41,8 @@ class Variant:
         self.op, self.name, tokens = op, name, name.split("_")
         self.precision = tokens[0]
         self.layout = "nchw" if "nchw" in tokens else "nhwc"
-        self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens, "unexpanded" not in tokens
+        self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens, "unexpanded" not in tokens and op == "mbconv"
+        self.paired = "paired" in tokens  # two columns of the picture are one load
         numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ksc" and token[1:].isdigit()}
         self.kernel, self.stride, self.in_channels = (numbers.get(letter) for letter in "ksc")
         self.columns = next(int(token.split("x")[1]) for token in tokens if token[0].isdigit())  # of the tile
@@ -54,6 +55,8 @@ class Variant:
     def tails(self):
         if self.op == "mbconv":
             return [Tail("bias", "relu6", wide=True, residual=self.stride == 1), Tail("bias", "relu6", wide=True)]
+        if self.op == "stem_mbconv":  # of the stem and of the block
+            return [Tail("bias", "relu6", wide=True), Tail("bias", "relu", wide=True)]
         if self.folded and self.op == "conv":
             return [Tail("bias", "relu6", wide=True), Tail("bias", "none", wide=True), Tail("nothing", "relu")]
         return [tail for tail in TAILS if tail.kind != "batch norm" or not self.folded]
@@ -64,6 +67,8 @@ class Problem(NamedTuple):
     weight: tuple[int, ...]
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    stem: tuple[int, ...] = ()  # the weight of a stem in front, and its padding; the rest is the block's, but for x
+    stem_padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def width(r, large, aligned):
@@ -127,7 +132,17 @@ def block(v, r, large):
     return Problem((*shape, height, columns), (out_channels, hidden, 1, 1), (v.stride, v.stride), (left, right, top, bottom))
 
 
-PROBLEMS = {"pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": block}
+def stem_and_block(v, r, large):
+    """Pictures of several strips and segments, or small ones, padded on both sides, on one side as TensorFlow does, or not."""
+    in_channels, out_channels = (3, v.columns) if large else (r.randint(1, 3), r.randrange(8, v.columns + 1, 8))
+    height, columns = r.choice([(75, 66), (34, 118)]) if large else (r.randint(3, 12), r.randint(3, 12))
+    columns += columns % 2 if v.paired else 0
+    stem_padding = r.choice([(1, 1, 1, 1), (0, 1, 0, 1), (0, 0, 0, 0), (1, 0, 0, 2) if v.paired else (2, 3, 0, 1)])
+    padding = r.choice([(1, 1, 1, 1), (2, 1, 1, 2), (1, 1, 2, 0)])
+    return Problem((r.randint(1, 3), in_channels, height, columns), (out_channels, 32, 1, 1), (1, 1), padding, (32, in_channels, 3, 3), stem_padding)
+
+
+PROBLEMS = {"stem_mbconv": stem_and_block, "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": block}
 WEIGHTS = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias")  # of a block
 # What an aligned variant was promised to lie on 16-byte boundaries.
 PROMISED = {
@@ -137,6 +152,7 @@ PROMISED = {
     "conv": ("out",),
     "linear": ("x", "weight", "out"),
     "mbconv": ("x", *WEIGHTS, "residual", "out"),
+    "stem_mbconv": ("stem_bias", *WEIGHTS, "out"),
 }
 
 
@@ -168,10 +184,10 @@ def draw(v, problem, tail, r):
         return (normal(*shape, dtype=torch.float64) / math.prod(shape[1:]) ** 0.5).to(dtype)
 
     tensors = {"x": normal(*problem.x)}
-    if v.op == "mbconv":
+    if v.op in ("mbconv", "stem_mbconv"):
         (batch, in_channels, *_), (out_channels, hidden, *_) = problem.x, problem.weight
-        steps = {"expand": (hidden, in_channels, 1, 1), "depthwise": (hidden, 1, 3, 3), "project": problem.weight}
-        for step in steps if v.expands else ["depthwise", "project"]:
+        steps = {"stem": problem.stem, "expand": (hidden, in_channels, 1, 1), "depthwise": (hidden, 1, 3, 3), "project": problem.weight}
+        for step in [*(["stem"] if problem.stem else []), *(["expand"] if v.expands else []), "depthwise", "project"]:
             tensors |= {f"{step}_weight": scaled(*steps[step]), f"{step}_bias": normal(steps[step][0], dtype=torch.float32)}
         if tail.residual:
             tensors["residual"] = normal(batch, out_channels, *out_pixels(problem))
@@ -191,6 +207,11 @@ def draw(v, problem, tail, r):
 def out_pixels(problem, kernel=3):
     (left, right, top, bottom), (height, columns) = problem.padding, problem.x[2:]
     return [(size - kernel) // stride + 1 for size, stride in zip((height + top + bottom, columns + left + right), problem.stride)]
+
+
+def stem_pixels(problem):
+    (left, right, top, bottom), (height, columns) = problem.stem_padding, problem.x[2:]
+    return [(size - 3) // 2 + 1 for size in (height + top + bottom, columns + left + right)]
 
 
 # ---- launching ----
@@ -233,6 +254,8 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
     """Launches the variant and returns what it wrote, in torch's order of dimensions."""
     options = {}
     x_layout = v.layout
+    if v.op == "stem_mbconv":
+        return launch_stem_and_block(target, v, problem, tail, tensors, out_shape, guard, r)
     if v.op == "conv":  # reads any strides, whatever the output's layout is
         x_layout, weight_layout = r.choice(["nchw", "nhwc"]), r.choice(["nchw", "nhwc"])
         options["x_strides"] = None if x_layout == v.layout else list(strides_in_memory(tensors["x"], x_layout))
@@ -269,6 +292,30 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
         members |= dict(zip(("stride_y", "stride_x"), problem.stride)) | dict(zip(("left", "right", "top", "bottom"), problem.padding))
         members |= {"kernel": v.kernel or 3} if v.op != "conv" else dict(zip(("kernel_y", "kernel_x"), problem.weight[2:]))
 
+    return result_of(target, v, members, inputs, out, out_shape)
+
+
+def launch_stem_and_block(target, v, problem, tail, tensors, out_shape, guard, r):
+    x_layout, weight_layout = "nchw" if v.paired else r.choice(["nchw", "nhwc"]), r.choice(["nchw", "nhwc"])
+    orders = dict.fromkeys(tensors, "nhwc") | {"x": x_layout, "stem_weight": weight_layout, "depthwise_weight": "taps"}
+    # A pair of columns is aligned, and no more.
+    inputs = {name: Buffer(in_memory(t, orders[name]), target.device, 0 if name in v.promised else 2 if name == "x" and v.paired else 1, guard) for name, t in tensors.items()}
+    out = Buffer(torch.full((math.prod(out_shape) * DTYPES[v.precision].itemsize // 2,), POISON, dtype=torch.int16).view(DTYPES[v.precision]), target.device, 0, guard)
+    addresses = {name: b.address for name, b in inputs.items()}
+    (batch, in_channels, height, columns), (out_channels, channels, *_) = problem.x, problem.weight
+    common = {"precision": list(DTYPES).index(v.precision), "layout": c_api.NHWC, "batch": batch}
+    sides = ("left", "right", "top", "bottom")
+    stem = common | dict(x=addresses["x"], weight=addresses["stem_weight"], in_channels=in_channels, height=height, width=columns, out_channels=channels, kernel_y=3, kernel_x=3, stride_y=2, stride_x=2)
+    stem |= dict(zip(sides, problem.stem_padding)) | {"x_strides": list(strides_in_memory(tensors["x"], x_layout)), "weight_strides": list(strides_in_memory(tensors["stem_weight"], weight_layout))}
+    stem["epilogue"] = {"bias": addresses["stem_bias"], "vectors_are_fp32": 1, "activation": ACTIVATIONS.index(tail.activation)}
+    map_height, map_width = stem_pixels(problem)
+    block = common | {name: address for name, address in addresses.items() if name in WEIGHTS} | {"out": out.address} | dict(zip(sides, problem.padding))
+    block |= dict(in_channels=channels, hidden=channels, out_channels=out_channels, height=map_height, width=map_width, kernel=3, stride_y=1, stride_x=1)
+    block |= {"biases_are_fp32": 1, "depthwise_taps_first": 1, "activation": ACTIVATIONS.index(tail.activation)}
+    return result_of(target, v, {"stem": stem, "block": block, "variant": v.name}, inputs, out, out_shape)
+
+
+def result_of(target, v, members, inputs, out, out_shape):
     result = target.library.launch(v.op, members)
     assert result["status"] == c_api.OK, result["error"]
     numbers, guards_are_intact = out.read()
@@ -295,25 +342,27 @@ def rms_bound(precision, terms):
 
 def truth_of(v, problem, tail, tensors):
     window = {"stride": problem.stride, "padding": problem.padding}
-    if v.op == "mbconv":
-        return exact_mbconv(tensors | window)
+    if v.op in ("mbconv", "stem_mbconv"):
+        return exact_mbconv(tensors | window | {"activation": tail.activation, "stem_activation": tail.activation, "stem_padding": problem.stem_padding})
     return exact(**tensors, eps=EPS, activation=tail.activation, pool=v.op == "pointwise_pool", depthwise=v.op == "depthwise", **window)
 
 
-def in_steps(v, problem, tensors):
+def in_steps(v, problem, tail, tensors):
     """A block in float64, but with every map rounded to the type of the tensors, as three kernels write and read it, and the
     factors of its 1x1 convolutions to TF32, as the tensor cores read them."""
 
     def step(name, x, **options):
         weight = tensors[f"{name}_weight"]
-        if v.precision == "tf32" and name != "depthwise":
+        if v.precision == "tf32" and name in ("expand", "project"):
             x, weight = to_tf32(x), to_tf32(weight)
         return F.conv2d(x.double(), weight.double(), tensors[f"{name}_bias"].double(), **options)
 
-    x = tensors["x"]
+    x, activation = tensors["x"], F.relu6 if tail.activation == "relu6" else F.relu
+    if "stem_weight" in tensors:
+        x = activation(step("stem", F.pad(x, problem.stem_padding), stride=2)).to(x.dtype)
     if "expand_weight" in tensors:
-        x = F.relu6(step("expand", x)).to(x.dtype)
-    x = F.relu6(step("depthwise", F.pad(x, problem.padding), groups=x.shape[1], stride=problem.stride)).to(x.dtype)
+        x = activation(step("expand", x)).to(x.dtype)
+    x = activation(step("depthwise", F.pad(x, problem.padding), groups=x.shape[1], stride=problem.stride)).to(x.dtype)
     return (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(x.dtype)
 
 
@@ -341,9 +390,9 @@ def check_variant(target, op, variant, guards):
                 squared_error += difference.square().sum().item()
                 squared_truth += truth.value.square().sum().item()
                 terms = max(terms, truth.terms)
-                if op == "mbconv":
-                    squared_in_steps += (in_steps(v, problem, tensors).double() - truth.value).square().sum().item()
-    if op == "mbconv":
+                if op in ("mbconv", "stem_mbconv"):
+                    squared_in_steps += (in_steps(v, problem, tail, tensors).double() - truth.value).square().sum().item()
+    if op in ("mbconv", "stem_mbconv"):
         assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the block is less accurate than its three steps"
     else:
         assert (squared_error / squared_truth) ** 0.5 <= rms_bound(v.precision, terms)
@@ -366,6 +415,24 @@ def check_nan_and_infinity_in_a_block(target, variant, padding):
     assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
 
 
+def check_nan_and_infinity_in_a_stem(target, variant, padding):
+    """They come out of a picture where PyTorch lets them out. In half precision an infinite value of the stem's map acts as the
+    largest finite number."""
+    v, r = Variant("stem_mbconv", variant), random.Random(variant)
+    problem, block_tail = Problem((3, 3, 17, 14), (8, 32, 1, 1), (1, 1), (1, 1, 1, 1), (32, 3, 3, 3), padding), v.tails()[0]
+    tensors, largest = draw(v, problem, block_tail, r), torch.finfo(DTYPES[v.precision]).max
+    for image, special in enumerate((math.nan, math.inf, -math.inf)):
+        for y, z in ((0, 0), (8, 7), (16, 13)):
+            tensors["x"][image, r.randrange(3), y, z] = special
+    stem = exact(tensors["x"], tensors["stem_weight"], bias=tensors["stem_bias"], activation="relu6", stride=(2, 2), padding=padding).value
+    truth = exact_mbconv({name: t for name, t in tensors.items() if name not in ("x", "stem_weight", "stem_bias")} | {"x": stem, "padding": problem.padding}).value
+    out = launch(target, v, problem, block_tail, tensors, truth.shape, GUARD, r).double()
+    assert torch.equal(out.isnan(), truth.isnan()) and out.isnan()[0].any() and not out.isnan().all()
+    finite = ~truth.isnan()
+    eps = 2.0**-10 if v.precision == "tf32" else torch.finfo(DTYPES[v.precision]).eps
+    assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
+
+
 def check_infinity_in_a_convolution(target, variant):
     """It reaches the outputs of its window and no others, and is no NaN there, of however many products one is made."""
     v, r = Variant("conv", variant), random.Random(variant)
@@ -379,5 +446,6 @@ def check_infinity_in_a_convolution(target, variant):
 
 
 BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]
+STEMS = [variant for op, variant in EMBEDDED if op == "stem_mbconv"]
 BLOCKS = [variant for op, variant in EMBEDDED if op == "mbconv"]
 CONVOLUTIONS = [variant for op, variant in EMBEDDED if op == "conv"]

@@ -55,12 +55,23 @@ def operations(function, out, args, kwargs):
     return 2 * COUNTS[name](out, *(given.get(argument.name) for argument in function._schema.arguments))
 
 
+def map_pixels(x, weight, stride, padding):
+    """Of one image's convolution."""
+    left, right, top, bottom = padding
+    (height, width), (kernel_y, kernel_x) = x.shape[2:], weight.shape[2:]
+    return ((height + top + bottom - kernel_y) // stride[0] + 1) * ((width + left + right - kernel_x) // stride[1] + 1)
+
+
 COUNTS = {
     "conv": lambda out, x, weight, *_: out.numel() * weight[0].numel(),
     "depthwise": lambda out, x, weight, *_: out.numel() * weight[0].numel(),
     "pointwise": lambda out, x, weight, *_: out.numel() * weight.shape[1],
     "pointwise_pool": lambda out, x, weight, *_: x.numel() * weight.shape[0],
     "linear": lambda out, x, weight, *_: x.numel() * weight.shape[0],
+    "stem_mbconv": lambda out, x, stem, _, depthwise, __, project, ___, stride, padding, *____: (
+        stem.numel() * x.shape[0] * map_pixels(x, stem, stride or (2, 2), padding or (1, 1, 1, 1))
+        + out.numel() // out.shape[1] * (depthwise.numel() + project.numel())
+    ),
     "mbconv": lambda out, x, expand, _, depthwise, __, project, *___: (
         (0 if expand is None else x.numel() * expand.shape[0])
         + out.numel() // out.shape[1] * (depthwise.numel() + project.numel())

@@ -1,8 +1,9 @@
 """Layers that follow one another become one call: a program whose steps are the layers, and MBConv blocks where three of them
-are one.
+are one, the stem included where a block without expand follows it.
 
     expand (1x1, activation) -> depthwise (the same activation) -> project (1x1, none) [+ residual]  =  mbconv
                                 depthwise (activation) -> project (1x1, none) [+ residual]           =  mbconv without expand
+    conv                     -> depthwise (activation) -> project (1x1, none)                        =  stem_mbconv
 """
 
 from dataclasses import dataclass
@@ -67,39 +68,49 @@ def chain(segment: Segment) -> Chain:
     program, weights, numbers = Program(), {}, {segment.x: 0}
     matches = list(segment.matches)
     while matches:
-        block = block_at(matches)
-        steps, matches = (block, matches[len(block) :]) if block else (matches[:1], matches[1:])
+        kind, steps = next_step(matches)
+        matches = matches[len(steps) :]
         last, fields = steps[-1], {}
         for m in steps:
-            prefix = block_prefix(m, steps) if block else ""
+            prefix = "" if kind == m.op else field_prefix(m, steps)
             for name, tensor in m.layer.fields().items():
                 if name in ("weight", "bias"):
                     fields[prefix + name] = len(weights)
                     weights[f"{m.name}_{name}"] = tensor.detach()
-                elif not block or m.op == "depthwise":
+                elif name == "memory_format" or prefix in ("", "depthwise_"):
                     fields[name] = tensor
+                elif prefix == "stem_":
+                    fields[prefix + name] = tensor
         if last.residual is not None:
             fields["residual"] = numbers[last.residual]
-        numbers[last.chain[-1]] = program.add("mbconv" if block else last.op, numbers[steps[0].x], **fields)
+        numbers[last.chain[-1]] = program.add(kind, numbers[steps[0].x], **fields)
     return Chain(program, weights)
 
 
-def block_at(matches: list[Match]) -> list[Match]:
-    """The matches at the start of the list that are an MBConv block: two, three or none."""
-    for count, ops in ((3, ["pointwise", "depthwise", "pointwise"]), (2, ["depthwise", "pointwise"])):
-        block = matches[:count]
-        if [m.op for m in block] == ops and is_block(block):
-            return block
-    return []
+def next_step(matches: list[Match]) -> tuple[str, list[Match]]:
+    """The kind of the program's next step, and the matches at the start of the list that it stands for."""
+    for kind, ops in (("stem_mbconv", ["conv", "depthwise", "pointwise"]), ("mbconv", ["pointwise", "depthwise", "pointwise"]), ("mbconv", ["depthwise", "pointwise"])):
+        steps = matches[: len(ops)]
+        if [m.op for m in steps] != ops:
+            continue
+        block = steps[1:] if kind == "stem_mbconv" else steps
+        if is_block(block) and (block is steps or (feeds(steps[0], block[0]) and steps[0].residual is None and block[-1].residual is None)):
+            return kind, steps
+    return matches[0].op, matches[:1]
+
+
+def feeds(a: Match, b: Match) -> bool:
+    """Whether a's result is what b convolves, and nothing else reads it."""
+    return b.x is a.chain[-1] and b.residual is not a.chain[-1] and read_only_by(a.chain[-1], [b])
 
 
 def is_block(block: list[Match]) -> bool:
     *hidden, project = block
-    connected = all(b.x is a.chain[-1] and b.residual is not a.chain[-1] and read_only_by(a.chain[-1], [b]) for a, b in zip(block, block[1:]))
+    connected = all(feeds(a, b) for a, b in zip(block, block[1:]))
     one_activation = len({m.layer.activation for m in hidden}) == 1 and project.layer.activation == "none"
     bias_dtypes = {m.layer.bias.dtype for m in block if m.layer.bias is not None}
     return connected and one_activation and all(m.residual is None for m in hidden) and len(bias_dtypes) <= 1
 
 
-def block_prefix(m: Match, block: list[Match]) -> str:
-    return "depthwise_" if m.op == "depthwise" else "project_" if m is block[-1] else "expand_"
+def field_prefix(m: Match, steps: list[Match]) -> str:
+    return {"conv": "stem_", "depthwise": "depthwise_"}.get(m.op) or ("project_" if m is steps[-1] else "expand_")

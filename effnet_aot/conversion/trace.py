@@ -12,12 +12,16 @@ from torch.utils import _pytree as pytree
 
 from ..ops.mbconv import decomposed as decomposed_mbconv
 from ..ops.network import decomposed as decomposed_network
+from ..ops.stem_mbconv import decomposed as decomposed_stem_mbconv
 from . import vocabulary
 from .report import ConversionError
 
 
 # This package's ops that are several layers, as those.
-WHOLE = {torch.ops.effnet.network.default: decomposed_network, torch.ops.effnet.mbconv.default: decomposed_mbconv}
+WHOLE = {
+    torch.ops.effnet.network.default: decomposed_network, torch.ops.effnet.mbconv.default: decomposed_mbconv,
+    torch.ops.effnet.stem_mbconv.default: decomposed_stem_mbconv,
+}  # fmt: skip
 
 
 @dataclass

@@ -19,6 +19,7 @@ from .mbconv import mbconv, taps_first
 from .network import Network, Program, network
 from .pointwise import pointwise, pointwise_bn, pointwise_bn_relu, pointwise_bn_relu6
 from .pointwise_pool import pointwise_bn_relu_pool, pointwise_pool
+from .stem_mbconv import stem_mbconv
 
 __all__ = [
     "Network",
@@ -37,5 +38,6 @@ __all__ = [
     "pointwise_bn_relu6",
     "pointwise_bn_relu_pool",
     "pointwise_pool",
+    "stem_mbconv",
     "taps_first",
 ]

@@ -14,7 +14,7 @@ or bn_var want a gradient, which they do not when batch norm is frozen.
 import torch
 from torch import Tensor
 
-from .rules import Convolution, Mbconv
+from .rules import Convolution, Mbconv, StemMbconv
 
 aten = torch.ops.aten
 
@@ -94,6 +94,19 @@ def mbconv_backward(c: Mbconv, grad: Tensor, wanted: set[str]) -> dict[str, Tens
         if below_depthwise and c.expand_weight is not None:
             out = None if c.activation == "none" else expanded
             grads |= back("expand", c.expand(c.x), grads["x"], out, below_expand) | {"residual": residual}
+    return grads
+
+
+def stem_mbconv_backward(c: StemMbconv, grad: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+    """The same for a stem and the block on its map."""
+    stem_map = torch.ops.effnet.conv(c.x, c.stem_weight, c.stem_bias, c.stem_stride, c.stem_padding, c.stem_activation, c.memory_format)
+    names = {"x": "x", "stem_weight": "weight", "stem_bias": "bias"}
+    below = {name for name in names if name in wanted}
+    grads = mbconv_backward(c.block(stem_map), grad, wanted - below | ({"x"} if below else set()))
+    if below:
+        out = None if c.stem_activation == "none" else stem_map
+        found = convolution_backward(c.stem(), grads.pop("x"), out, {names[name] for name in below})
+        grads |= {name: found[names[name]] for name in below}
     return grads
 
 

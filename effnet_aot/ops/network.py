@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .gradients import convolution_backward, linear_backward, mbconv_backward, pool_backward
+from .gradients import convolution_backward, linear_backward, mbconv_backward, pool_backward, stem_mbconv_backward
 from .registration import call, register
 from .rules import (
-    ACTIVATIONS, Convolution, Mbconv, check_conv, check_depthwise, check_linear, check_mbconv, check_pointwise, check_window, empty_image, fail,
+    ACTIVATIONS, Convolution, Mbconv, StemMbconv, check_conv, check_depthwise, check_linear, check_mbconv, check_pointwise, check_stem_mbconv, check_window,
+    empty_image, fail,
 )  # fmt: skip
 
 FORMATS = {-1: None, 0: torch.contiguous_format, 1: torch.channels_last}
@@ -25,10 +26,11 @@ FIELDS = {
     "mbconv": ("input", "residual", *BLOCK, *WINDOW),
     "pointwise_pool": ("input", "weight", "bias", "activation"),
     "linear": ("input", "weight", "bias"),
+    "stem_mbconv": ("input", "stem_weight", "stem_bias", *BLOCK[2:], *(f"stem_{name}" for name in WINDOW), *WINDOW, "memory_format"),
 }
 KINDS = tuple(FIELDS)
-WIDTH = {"stride": 2, "padding": 4}  # numbers that a field takes, where it is not one
-OPTIONAL_WEIGHTS = ("bias", "expand_weight", "expand_bias", "depthwise_bias", "project_bias")
+WIDTH = {"stride": 2, "padding": 4, "stem_stride": 2, "stem_padding": 4}  # numbers that a field takes, where it is not one
+OPTIONAL_WEIGHTS = ("bias", "stem_bias", "expand_weight", "expand_bias", "depthwise_bias", "project_bias")
 
 
 def network(x: Tensor, weights: Sequence[Tensor], program: Sequence[int]) -> Tensor:
@@ -68,7 +70,7 @@ class Step:
 
 
 def encoded(name: str, value) -> list[int]:
-    if name == "activation":
+    if name.endswith("activation"):
         return [ACTIVATIONS.index(value)]
     if name == "memory_format":
         return [next(number for number, memory_format in FORMATS.items() if memory_format == value)]
@@ -95,6 +97,7 @@ class Program:
         if unknown:
             raise TypeError(f"a {kind} step takes {', '.join(FIELDS[kind])}, got {', '.join(sorted(unknown))}")
         defaults = {"activation": "none", "stride": (1, 1), "padding": (0, 0, 0, 0)}
+        defaults |= {f"stem_{name}": value for name, value in defaults.items()}
         given = {"input": input} | fields
         self.steps.append(Step(kind, {name: given.get(name, defaults.get(name)) for name in FIELDS[kind]}))
         return len(self.steps)
@@ -160,24 +163,25 @@ def _parse(numbers: tuple[int, ...], weights: int) -> tuple[Step, ...]:
             elif field.endswith(("weight", "bias")):
                 n = take(op, field, -1 if optional else 0, weights - 1, ("-1 (none) or " if optional else "") + f"an index into the {weights} weights")
                 fields[field] = None if n < 0 else n
-            elif field == "activation":
+            elif field.endswith("activation"):
                 fields[field] = ACTIVATIONS[take(op, field, 0, 2, "0 (none), 1 (relu) or 2 (relu6)")]
             elif field == "memory_format":
                 fields[field] = FORMATS[take(op, field, -1, 1, "-1 (its input's), 0 (contiguous_format) or 1 (channels_last)")]
             else:
                 fields[field] = tuple(take(op, field) for _ in range(WIDTH[field]))
-                if field == "padding":
-                    check_window(op, fields["stride"], fields["padding"])
+                if field.endswith("padding"):
+                    prefix = field.removesuffix("padding")
+                    check_window(op, fields[f"{prefix}stride"], fields[field], prefix)
         steps.append(Step(kind, fields))
     return tuple(steps)
 
 
 class Call(NamedTuple):
-    """A step with its tensors: a Convolution, an Mbconv or, of a linear step, (x, weight, bias)."""
+    """A step with its tensors: a Convolution, an Mbconv, a StemMbconv or, of a linear step, (x, weight, bias)."""
 
     number: int
     step: Step
-    arguments: Convolution | Mbconv | tuple[Tensor, Tensor, Tensor | None]
+    arguments: Convolution | Mbconv | StemMbconv | tuple[Tensor, Tensor, Tensor | None]
 
     @property
     def op(self) -> str:
@@ -189,8 +193,8 @@ class Call(NamedTuple):
         if kind == "linear":
             rows, columns = check_linear(self.op, *c)
             return c[0].new_empty_strided((rows, columns), (columns, 1))
-        if kind == "mbconv":
-            project = check_mbconv(c)
+        if kind in ("mbconv", "stem_mbconv"):
+            project = check_mbconv(c) if kind == "mbconv" else check_stem_mbconv(c)
             return empty_image(project, check_pointwise(project))
         if kind == "pointwise_pool":
             rows, columns, *_ = check_pointwise(c, pooled=True)
@@ -204,6 +208,8 @@ class Call(NamedTuple):
             return ops.linear(*c)
         if kind == "mbconv":
             return ops.mbconv(*c[1:9], c.stride, c.padding, c.activation)
+        if kind == "stem_mbconv":
+            return ops.stem_mbconv(*c[1:])
         if kind == "pointwise":
             return ops.pointwise(c.x, c.weight, c.bias, c.residual, c.activation)
         if kind == "pointwise_pool":
@@ -220,6 +226,8 @@ class Call(NamedTuple):
             found = linear_backward(*c, grad, wanted)
         elif kind == "mbconv":
             found = mbconv_backward(c, grad, wanted)
+        elif kind == "stem_mbconv":
+            found = stem_mbconv_backward(c, grad, wanted)
         else:
             if kind == "pointwise_pool":
                 out = None if c.activation == "none" else torch.ops.effnet.pointwise(c.x, c.weight, c.bias, None, c.activation)
@@ -235,13 +243,13 @@ def evaluate(x: Tensor, weights: Sequence[Tensor], program: Sequence[int], evalu
         op = f"network: step {number} ({step.kind})"
         fields = {name: None if value is None else values[value] for name, value in step.fields.items() if name in ("input", "residual")}
         fields |= {name: weights[index] for name, index in step.weights().items()}
-        options = {name: value for name, value in step.fields.items() if name in (*WINDOW, "memory_format")}
+        options = {name: value for name, value in step.fields.items() if name.removeprefix("stem_") in (*WINDOW, "memory_format")}
         tensors = {name: fields.get(name) for name in FIELDS[step.kind] if name not in options}
         image = tensors.pop("input")
         if step.kind == "linear":
             arguments = (image, tensors["weight"], tensors["bias"])
         else:
-            arguments = (Mbconv if step.kind == "mbconv" else Convolution)(op=op, x=image, **tensors, **options)
+            arguments = {"mbconv": Mbconv, "stem_mbconv": StemMbconv}.get(step.kind, Convolution)(op=op, x=image, **tensors, **options)
         calls.append(Call(number, step, arguments))
         values.append(evaluate_step(calls[-1]))
     return calls, values

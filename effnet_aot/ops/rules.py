@@ -57,6 +57,7 @@ class Mbconv(NamedTuple):
     stride: Sequence[int] = (1, 1)
     padding: Sequence[int] = (1, 1, 1, 1)
     activation: str = "relu6"
+    x_name: str = "x"  # in errors
 
     # The steps on their inputs. All maps have x's format, also those of one pixel or one channel.
 
@@ -69,7 +70,7 @@ class Mbconv(NamedTuple):
     def depthwise(self, x: Tensor) -> Convolution:
         return Convolution(
             self.op, x, self.depthwise_weight, bias=self.depthwise_bias, activation=self.activation, stride=self.stride, padding=self.padding,
-            memory_format=self.memory_format, x_name="x" if self.expand_weight is None else "the expanded map", prefix="depthwise_", out_name="the filtered map",
+            memory_format=self.memory_format, x_name=self.x_name if self.expand_weight is None else "the expanded map", prefix="depthwise_", out_name="the filtered map",
         )  # fmt: skip
 
     def project(self, x: Tensor) -> Convolution:
@@ -81,6 +82,36 @@ class Mbconv(NamedTuple):
     @property
     def memory_format(self) -> torch.memory_format:
         return format_of(self.x)
+
+
+class StemMbconv(NamedTuple):
+    """A network's first convolution, and a block without expansion and residual on its map."""
+
+    op: str
+    x: Tensor
+    stem_weight: Tensor
+    stem_bias: Tensor | None
+    depthwise_weight: Tensor
+    depthwise_bias: Tensor | None
+    project_weight: Tensor
+    project_bias: Tensor | None
+    stem_stride: Sequence[int] = (2, 2)
+    stem_padding: Sequence[int] = (1, 1, 1, 1)
+    stem_activation: str = "relu"
+    stride: Sequence[int] = (1, 1)
+    padding: Sequence[int] = (1, 1, 1, 1)
+    activation: str = "relu6"
+    memory_format: torch.memory_format | None = None
+
+    def stem(self) -> Convolution:
+        return Convolution(
+            self.op, self.x, self.stem_weight, bias=self.stem_bias, activation=self.stem_activation, stride=self.stem_stride, padding=self.stem_padding,
+            memory_format=self.memory_format, prefix="stem_", out_name="the stem's map",
+        )  # fmt: skip
+
+    def block(self, x: Tensor) -> Mbconv:
+        weights = (self.depthwise_weight, self.depthwise_bias, self.project_weight, self.project_bias)
+        return Mbconv(self.op, x, None, None, *weights, None, self.stride, self.padding, self.activation, x_name="the stem's map")
 
 
 def fail(op: str, expected: str, actual) -> NoReturn:
@@ -144,19 +175,27 @@ def check_image(op: str, x: Tensor, name: str = "x") -> None:
     check_input_dtype(op, x)
 
 
-def check_window(op: str, stride: Sequence[int], padding: Sequence[int]) -> None:
+def check_activation(op: str, activation: str, prefix: str = "") -> None:
+    if activation not in ACTIVATIONS:
+        fail(op, f"{prefix}activation must be 'none', 'relu' or 'relu6'", "'{}'".format(activation.replace("\0", "\\x00")))
+
+
+def check_window(op: str, stride: Sequence[int], padding: Sequence[int], prefix: str = "") -> None:
     if len(stride) != 2 or not all(1 <= s <= MAX_INT32 for s in stride):
-        fail(op, "stride must be two numbers from 1 to 2147483647", tuple(stride))
+        fail(op, f"{prefix}stride must be two numbers from 1 to 2147483647", tuple(stride))
     if len(padding) != 4 or not all(0 <= p <= MAX_INT32 for p in padding):
-        fail(op, "padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple(padding))
+        fail(op, f"{prefix}padding must be four numbers (left, right, top, bottom) from 0 to 2147483647", tuple(padding))
 
 
 def check_arguments(c: Convolution) -> None:
-    if c.activation not in ACTIVATIONS:
-        fail(c.op, "activation must be 'none', 'relu' or 'relu6'", "'{}'".format(c.activation.replace("\0", "\\x00")))
+    check_activation(c.op, c.activation)
     check_window(c.op, c.stride, c.padding)
-    if c.memory_format not in (None, torch.contiguous_format, torch.channels_last):
-        fail(c.op, "memory_format must be contiguous_format or channels_last", dtype_name(c.memory_format))
+    check_memory_format(c.op, c.memory_format)
+
+
+def check_memory_format(op: str, memory_format: torch.memory_format | None) -> None:
+    if memory_format not in (None, torch.contiguous_format, torch.channels_last):
+        fail(op, "memory_format must be contiguous_format or channels_last", dtype_name(memory_format))
 
 
 def check_convolution(c: Convolution, pooled: bool = False) -> tuple[int, int, int, int]:
@@ -241,6 +280,18 @@ def check_mbconv(c: Mbconv) -> Convolution:
         if t.dtype != biases[0][1].dtype:
             fail(c.op, f"{name} must be {dtype_name(biases[0][1].dtype)} like {biases[0][0]}", dtype_name(t.dtype))
     return project
+
+
+def check_stem_mbconv(c: StemMbconv) -> Convolution:
+    """Returns the block's last step, whose output is the whole's."""
+    check_activation(c.op, c.stem_activation, "stem_")
+    check_activation(c.op, c.activation)
+    check_window(c.op, c.stem_stride, c.stem_padding, "stem_")
+    check_window(c.op, c.stride, c.padding)
+    check_memory_format(c.op, c.memory_format)
+    stem = c.stem()
+    project = check_mbconv(c.block(empty_image(stem, check_conv(stem))))
+    return project._replace(memory_format=c.memory_format or format_of(c.x))
 
 
 def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[int, int]:

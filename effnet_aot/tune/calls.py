@@ -117,6 +117,8 @@ def record(model, size):
 
 def parts(call):
     """The calls that do what a whole block does, where its own kernel is not used."""
+    if call.op == "stem_mbconv":
+        return stem_parts(call)
     if call.op != "mbconv":
         return []
     a = dict(call.arguments)
@@ -136,6 +138,22 @@ def parts(call):
     found.append(Call("depthwise", (*given.items(), ("activation", activation))))
     pointwise(Operand((weight[0], *out), order), a["project_weight"], a["project_bias"], a.get("residual"), "none")
     return found
+
+
+def stem_parts(call):
+    """The stem, the block on its map, and that one's parts."""
+    a = dict(call.arguments)
+    stem = {name.removeprefix("stem_"): a.get(name, default) for name, default in (("x", None), ("stem_weight", None), ("stem_bias", None), ("stem_stride", 2), ("stem_padding", 1), ("stem_activation", "relu"))}
+    (sy, sx), (left, right, top, bottom) = pair(stem["stride"]), four(stem["padding"])
+    stem |= {"stride": (sy, sx), "padding": (left, right, top, bottom), "memory_format": a.get("memory_format")}
+    channels, _, ky, kx = a["stem_weight"].shape
+    rows, columns = a["x"].shape[1:]
+    order = (0, 2, 3, 1) if a.get("memory_format") == "channels_last" or (a.get("memory_format") is None and a["x"].order == (0, 2, 3, 1)) else (0, 1, 2, 3)
+    block = {"x": Operand((channels, (rows + top + bottom - ky) // sy + 1, (columns + left + right - kx) // sx + 1), order), "expand_weight": None, "expand_bias": None}
+    block |= {name: a.get(name) for name in ("depthwise_weight", "depthwise_bias", "project_weight", "project_bias")}
+    block |= {"residual": None, "stride": pair(a.get("stride", 1)), "padding": four(a.get("padding", 1)), "activation": a.get("activation", "relu6")}
+    found = [Call("conv", tuple(stem.items())), Call("mbconv", tuple(block.items()))]
+    return [*found, *parts(found[1])]
 
 
 def pair(value):

@@ -87,8 +87,14 @@ def mbconv(a):
     return pointwise({"x": x, "weight": a["project_weight"], "bias": a["project_bias"], "residual": a.get("residual")})
 
 
+def stem_mbconv(a):
+    stem = {"x": a["x"], "weight": a["stem_weight"], "bias": a["stem_bias"], "stride": a.get("stem_stride", 2), "padding": a.get("stem_padding", 1)}
+    activation = "none" if a.get("activation") == "none" else a.get("stem_activation", "relu")
+    return mbconv(a | {"x": conv(stem | {"activation": activation})})
+
+
 def bias_of(a, shape):
     return 0 if a.get("bias") is None else a["bias"].view(shape)
 
 
-SUMS = {"pointwise": pointwise, "pointwise_pool": pointwise_pool, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": mbconv}
+SUMS = {"pointwise": pointwise, "pointwise_pool": pointwise_pool, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": mbconv, "stem_mbconv": stem_mbconv}

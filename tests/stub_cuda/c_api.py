@@ -44,8 +44,9 @@ Mbconv = struct(
     (c_int64, "batch in_channels hidden out_channels height width kernel stride_y stride_x left right top bottom"),
     (c_int32, "biases_are_fp32 depthwise_taps_first activation"), (c_char_p, "variant"),
 )  # fmt: skip
-STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, Mbconv]
-PROBLEMS = {"pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "mbconv": Mbconv}
+StemMbconv = struct("effnet_stem_mbconv", (POINTER(Conv), "stem"), (POINTER(Mbconv), "block"), (c_void_p, "workspace"), (c_char_p, "variant"))
+STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, Mbconv, StemMbconv]
+PROBLEMS = {"pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "mbconv": Mbconv, "stem_mbconv": StemMbconv}
 
 
 class Library:
@@ -82,6 +83,11 @@ class Library:
         bytes that follow the struct, as of a newer version."""
         return self._result(getattr(self._c, f"effnet_launch_{op}")(problem(op, members), c_int(device), c_void_p(stream)))
 
+    def stem_mbconv_workspace(self, members, device=0):
+        size = c_size_t(2**40)
+        status = self._c.effnet_stem_mbconv_workspace(problem("stem_mbconv", members), c_int(device), ctypes.byref(size))
+        return self._result(status, size.value)
+
     def mbconv_workspace(self, members, device=0, null=False):
         size = c_size_t(2**40)
         status = self._c.effnet_mbconv_workspace(problem("mbconv", members), c_int(device), None if null else ctypes.byref(size))
@@ -96,6 +102,9 @@ def problem(op, members):
     members = {"struct_size": ctypes.sizeof(PROBLEMS[op]) + len(beyond), **members}
     if members.get("epilogue") is not None:
         members["epilogue"] = ctypes.pointer(Epilogue(**{"struct_size": ctypes.sizeof(Epilogue), **members["epilogue"]}))
+    for name, part in (("stem", "conv"), ("block", "mbconv")):
+        if members.get(name) is not None:
+            members[name] = ctypes.cast(problem(part, members[name]), POINTER(PROBLEMS[part]))
     for name in ("x_strides", "weight_strides"):
         if members.get(name) is not None:
             members[name] = (c_int64 * 4)(*members[name])

@@ -515,6 +515,7 @@ const std::map<std::string, Shape>& shapes() {
     m["cvt.u16.u32"] = m["cvt.u32.u16"] = unary<[](u32 a) { return a & 0xffff; }>();
     m["cvt.s32.s16"] = unary<[](u32 a) { return static_cast<u32>(narrow<s16>(a)); }>();
     m["cvt.s32.s8"] = unary<[](u32 a) { return static_cast<u32>(narrow<s8>(a)); }>();
+    m["cvt.s16.s8"] = unary<[](u32 a) { return u32{static_cast<u16>(narrow<s8>(a))}; }>();
     m["cvt.s8.s32"] = unary<[](u32 a) { return u32{static_cast<u16>(narrow<s8>(a))}; }>();  // to a register of 16 bits
     m["cvt.rn.f32.s32"] = unary<[](u32 a) { return f32_bits(static_cast<float>(static_cast<s32>(a))); }>();
     m["cvt.rn.f32.u32"] = unary<[](u32 a) { return f32_bits(static_cast<float>(a)); }>();

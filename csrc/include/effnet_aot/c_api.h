@@ -211,6 +211,25 @@ EFFNET_API int effnet_mbconv_workspace(const effnet_mbconv *problem, int device,
 
 EFFNET_API int effnet_launch_mbconv(const effnet_mbconv *problem, int device, void *stream);
 
+/* A network's first convolution and the block that follows it, in one call. The stem's map lies between them: stem->out,
+ * block->x and block->workspace are not used. The block's x is the stem's out: batch, precision, layout and sizes agree.
+ *
+ * One kernel computes both for all precisions but FP32, EFFNET_NHWC, a 3x3 stem of stride 2 with up to 3 input and 32 output
+ * channels and ReLU or ReLU6, a block of kernel 3 and stride 1 without expansion, residual and EFFNET_LINEAR, all biases
+ * present and float32, depthwise_taps_first, and every pointer but the stem's x and weight 16-byte aligned. In FP16 and BF16
+ * it takes an infinite value of the stem's map for the largest finite number. */
+typedef struct effnet_stem_mbconv {
+  size_t struct_size; /* sizeof(effnet_stem_mbconv) */
+  const effnet_conv *stem;
+  const effnet_mbconv *block;
+  void *workspace; /* as many bytes as effnet_stem_mbconv_workspace() says */
+  const char *variant; /* null: the library chooses; else the name of a variant of "stem_mbconv" */
+} effnet_stem_mbconv;
+
+EFFNET_API int effnet_stem_mbconv_workspace(const effnet_stem_mbconv *problem, int device, size_t *bytes);
+
+EFFNET_API int effnet_launch_stem_mbconv(const effnet_stem_mbconv *problem, int device, void *stream);
+
 #ifdef __cplusplus
 }
 #endif
