@@ -23,7 +23,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._gluon import clamp, to_tf32
-from ._launch import let_next_start_gluon, wait_for_maps_gluon
+from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
 CHANNELS = gl.constexpr(32)  # of the stem
@@ -247,7 +247,6 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
                        stem_left, stem_top, left, top, stem_high, high,
                        PAIRED: gl.constexpr, COLUMNS: gl.constexpr, STEPS: gl.constexpr, WARPS: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
     """STEPS output rows a program: 1, 2 or a multiple of 3."""
-    let_next_start_gluon(DEPENDENT_LAUNCH)
     ROWS: gl.constexpr = 16 * WARPS
     dtype: gl.constexpr = x.dtype.element_ty
     FP32: gl.constexpr = dtype == gl.float32
