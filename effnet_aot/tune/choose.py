@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from ..aot.tables import NONE, Line, Problem, Table
-from .calls import parts
+from .calls import depth, parts
 
 GAIN = 0.02
 SHIPPED = 3
@@ -70,12 +70,12 @@ def needed(lines, problems, measured):
     """The lines without those of a block's parts where the block has a kernel of its own. `problems` are measure.Problem,
     `measured` maps those that have been measured."""
     variants = {line.key: line.variant for line in lines}
-    alone, asked = {problem.call for problem in problems}, set()
-    for problem in problems:
-        found = parts(problem.call)
-        alone -= set(found)
-        if variants.get(measured[problem].key if problem in measured else None, NONE) == NONE:
-            asked |= {replace(problem, call=part) for part in found}
+    alone = {problem.call for problem in problems} - {part for problem in problems for part in parts(problem.call)}
+    asked = set()
+    for problem in sorted(problems, key=lambda problem: -depth(problem.call)):
+        is_needed = problem.call in alone or problem in asked or problem not in measured
+        if is_needed and variants.get(measured[problem].key if problem in measured else None, NONE) == NONE:
+            asked |= {replace(problem, call=part) for part in parts(problem.call)}
     keys = {m.key for m in measured.values()}
     kept = {m.key for problem, m in measured.items() if problem.call in alone or problem in asked}
     return [line for line in lines if line.key in kept or line.key not in keys]
