@@ -3,7 +3,7 @@ effnet_aot/ops/rules.py). The table below is those words."""
 
 import pytest
 import torch
-from op_cases import OPS, SMALL, Case, MbconvCase
+from op_cases import OPS, SMALL, Case, MbconvCase, StemMbconvCase
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 PW = Case("pointwise", (2, 8, 4, 5), 6)
@@ -18,6 +18,7 @@ LINEAR = Case("linear", (2, 8), 6)
 LINEAR_BIAS = Case("linear_bias", (2, 8), 6)
 BLOCK = MbconvCase((2, 8, 6, 5), 16, 6)
 NO_EXPAND = MbconvCase((2, 8, 6, 5), None, 6)
+BOTH = StemMbconvCase((2, 3, 6, 5), 8, 6)
 RESIDUAL_BLOCK = MbconvCase((2, 8, 6, 5), 16, 8, residual=True)
 
 IMAGE = "x must be (N, C, H, W) with C, H and W at least 1"
@@ -119,6 +120,22 @@ TABLE = [
     (RESIDUAL_BLOCK, {"residual": t(2, 8, 6, 4)}, "residual must be (2, 8, 6, 5) like the output, got (2, 8, 6, 4)"),
     (BLOCK, {"activation": "silu"}, "activation must be 'none', 'relu' or 'relu6', got 'silu'"),
     (BLOCK, {name: t(*shape, dtype=h) for name, shape in HALF_BLOCK.items()} | {"depthwise_bias": t(16)}, "depthwise_bias must be float16 like expand_bias, got float32"),
+    (BOTH, {"x": t(3, 6, 5)}, f"{IMAGE}, got (3, 6, 5)"),
+    (BOTH, {"stem_weight": t(8, 4, 3, 3)}, "stem_weight must be (C_out, C_in, k_h, k_w) with C_in = 3, got (8, 4, 3, 3)"),
+    (BOTH, {"stem_weight": t(8, 3, 3, 3, dtype=h)}, "stem_weight must be float32 like x, got float16"),
+    (BOTH, {"stem_bias": t(7)}, "stem_bias must be (C_out,) with C_out = 8, got (7,)"),
+    (BOTH, {"stem_padding": 0, "x": t(2, 3, 2, 5)}, "stem_weight must have a kernel no larger than the padded input (2, 5), got (3, 3)"),
+    (BOTH, {"stem_stride": 0}, "stem_stride must be two numbers from 1 to 2147483647, got (0, 0)"),
+    (BOTH, {"stem_padding": -1}, f"stem_padding must be four numbers (left, right, top, bottom) {NUMBERS}, got (-1, -1, -1, -1)"),
+    (BOTH, {"stem_activation": "silu"}, "stem_activation must be 'none', 'relu' or 'relu6', got 'silu'"),
+    (BOTH, {"activation": "silu"}, "activation must be 'none', 'relu' or 'relu6', got 'silu'"),
+    (BOTH, {"stride": [3, 1]}, "stride must be 1 or 2 in each direction, got (3, 1)"),
+    (BOTH, {"padding": [0, -1, 0, 0]}, f"padding must be four numbers (left, right, top, bottom) {NUMBERS}, got (0, -1, 0, 0)"),
+    (BOTH, {"padding": 0, "x": t(2, 3, 3, 9)}, "depthwise_weight must have a kernel no larger than the padded input (2, 5), got (3, 3)"),
+    (BOTH, {"depthwise_weight": t(7, 1, 3, 3)}, "depthwise_weight must be (C, 1, k, k) with C = 8 and k = 3 or 5, got (7, 1, 3, 3)"),
+    (BOTH, {"project_weight": t(6, 7)}, "project_weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = 8, got (6, 7)"),
+    (BOTH, {"memory_format": torch.preserve_format}, "memory_format must be contiguous_format or channels_last, got preserve_format"),
+    (BOTH, {"stem_activation": "silu", "activation": "gelu", "stem_stride": 0, "x": t(8)}, "stem_activation must be 'none', 'relu' or 'relu6', got 'silu'"),
     # Several faults: the same one is named everywhere.
     (PW, {"activation": "gelu", "x": t(8), "bias": t(1)}, "activation must be 'none', 'relu' or 'relu6', got 'gelu'"),
     (CONV, {"x": t(2, 3, dtype=i), "stride": 0, "activation": "relu"}, "stride must be two numbers from 1 to 2147483647, got (0, 0)"),
@@ -143,7 +160,7 @@ def rejected(case: Case, changes: dict, args: dict, device: str) -> str:
 
 
 def ids(value):
-    return value.op if isinstance(value, (Case, MbconvCase)) else value if isinstance(value, str) else ""
+    return value.op if isinstance(value, (Case, MbconvCase, StemMbconvCase)) else value if isinstance(value, str) else ""
 
 
 @pytest.mark.parametrize("case, changes, expected", TABLE, ids=ids)

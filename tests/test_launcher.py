@@ -32,6 +32,17 @@ PROBLEMS = {
                    height=9, width=7, kernel=3, stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1,
                    biases_are_fp32=1, depthwise_taps_first=1, activation=RELU6),
 }  # fmt: skip
+# What differs of a block that reads the map of PROBLEMS["conv"]; and both together.
+UNEXPANDED = dict(expand_weight=None, expand_bias=None, in_channels=32, hidden=32)
+
+
+def both(stem={}, block={}, **changes):
+    stem = PROBLEMS["conv"] | dict(out=None, width=8, x_strides=[216, 72, 8, 1], epilogue=dict(bias=BIAS, vectors_are_fp32=1, activation=RELU)) | stem
+    block = PROBLEMS["mbconv"] | UNEXPANDED | dict(x=None, workspace=None, height=5, width=4) | block
+    return dict(stem=stem, block=block, workspace=WORKSPACE) | changes
+
+
+PROBLEMS["stem_mbconv"] = both()
 
 
 def launch(op, device=0, stream=STREAM, **changes):
@@ -149,7 +160,6 @@ def test_variant_and_grid(chosen, index):
     assert made["stream"] == STREAM
 
 
-UNEXPANDED = dict(expand_weight=None, expand_bias=None, in_channels=32, hidden=32)
 LARGE = dict(batch=64, height=40, width=40)
 STRIDE = dict(stride_y=2, stride_x=2)
 # What differs from PROBLEMS["mbconv"], and the variants of the launches: the whole block, or its three (two) steps. Mostly
@@ -294,6 +304,9 @@ def test_named_variant(stub, few_images):
             changes["stride_y"] = changes["stride_x"] = 2 if "_s2_" in variant else 1
         if op == "mbconv":
             changes |= block_of(variant)
+        if op == "stem_mbconv":
+            common = {name: changes.pop(name) for name in ("precision", "layout")}
+            changes |= both(common, common)
         calls.append(launch(op, **changes))
     run = stub.run(*calls).assert_ok()
     assert [(made["image"]["op"], made["image"]["variant"]) for made in run.launches] == sorted(images)
@@ -306,6 +319,60 @@ def test_named_variant(stub, few_images):
         "effnet_aot: the library holds no variant of pointwise for this data type and layout",
     ]
     assert [r["status"] for r in run.results] == [c_api.INVALID_ARGUMENT, c_api.INVALID_ARGUMENT, c_api.NO_IMAGE]
+
+
+# What differs of the stem and of the block, and the variants of the launches.
+STEMS = [
+    ({}, {}, [r"fp16_paired_14x16_rows\d+"]),
+    ({"precision": BF16}, {"precision": BF16}, [r"bf16_paired_14x16_rows\d+"]),
+    ({"precision": TF32}, {"precision": TF32, "activation": RELU}, [r"tf32_paired_14x16_rows\d+"]),
+    ({"x": X + 4, "weight": WEIGHT + 2}, {}, [r"fp16_paired_14x16_rows\d+"]),
+    ({"x": X + 2}, {}, [r"fp16_strided_14x16_rows\d+"]),
+    ({"width": 7}, {}, [r"fp16_strided_14x16_rows\d+"]),
+    ({"x_strides": [216, 1, 24, 3]}, {}, [r"fp16_strided_14x16_rows\d+"]),
+    ({"right": 4}, {"width": 6}, [r"fp16_strided_14x16_rows\d+"]),  # a pixel of the stem sees no picture
+    ({"precision": FP32}, {"precision": FP32}, ["fp32_k3_nhwc_aligned", "fp32_k3_(nhwc_aligned|s1_rows)", "fp32_nhwc_aligned"]),
+    ({"in_channels": 4}, {}, ["fp16_k3_nhwc_aligned", r"fp16_unexpanded_c32_s1_16x16_rows\d+"]),
+    ({"epilogue": {"bias": BIAS, "vectors_are_fp32": 1}}, {}, ["fp16_k3_nhwc_folded", r"fp16_unexpanded_c32_s1_16x16_rows\d+"]),
+    ({"epilogue": {"bias": BIAS + 4, "vectors_are_fp32": 1, "activation": RELU}}, {}, ["fp16_k3_nhwc_aligned", r"fp16_unexpanded_c32_s1_16x16_rows\d+"]),
+    ({}, {"residual": RESIDUAL}, ["fp16_k3_nhwc_folded", r"fp16_unexpanded_c32_s1_16x16_rows\d+"]),
+    ({}, {"out_channels": 48}, ["fp16_k3_nhwc_folded", *STEPS[1:]]),
+    ({}, {"depthwise_taps_first": 0}, ["fp16_k3_nhwc_folded", *STEPS[1:]]),
+    ({}, {"left": 3}, ["fp16_k3_nhwc_folded", *STEPS[1:]]),
+]
+
+
+def test_stems_and_blocks(stub):
+    """Which run in one kernel, and what the workspace must hold: the stem's map, then the block's own."""
+    problems = [both(stem, block) for stem, block, _ in STEMS]
+    run = stub.run(*(call for p in problems for call in (["launch", "stem_mbconv", p, 0, STREAM], ["stem_mbconv_workspace", p]))).assert_ok()
+    launches = iter(run.launches)
+    for (*_, expected), p, workspace in zip(STEMS, problems, run.results[1::2], strict=True):
+        made = [next(launches) for _ in expected]
+        for m, pattern in zip(made, expected):
+            variant = m["image"]["variant"]
+            assert re.fullmatch(pattern, variant) or (len(made) > 1 and re.fullmatch(pattern, kind(variant))), (p, variant)
+        element = 2 if p["block"]["precision"] in (FP16, BF16) else 4
+        stem_map = ceil(2 * 32 * p["block"]["height"] * p["block"]["width"] * element / 256) * 256
+        if len(made) == 1:
+            rows = int(made[0]["image"]["variant"].partition("_rows")[2])
+            assert workspace["value"] == 0 and made[0]["grid"] == [2 * ceil(5 / rows), 1, 1]
+        else:
+            assert made[0]["parameters"]["out"] == made[1]["parameters"]["x"] == WORKSPACE and workspace["value"] >= stem_map
+        if len(made) == 3:
+            assert made[1]["parameters"]["out"] == WORKSPACE + stem_map
+    assert next(launches, None) is None
+
+
+def test_parameters_of_a_stem_and_a_block(stub):
+    stem = dict(batch=3, height=45, width=62, top=0, bottom=1, x_strides=[10000, 3000, 64, 1], weight_strides=[27, 1, 9, 3])
+    run = stub.run(["launch", "stem_mbconv", both(stem, dict(batch=3, height=22, width=31, left=2, right=0, top=0, out_channels=8)), 0, STREAM]).assert_ok()
+    assert run.launches[0]["parameters"] == dict(
+        x=X, stem_weight=WEIGHT, stem_bias=BIAS, depthwise_weight=DEPTHWISE, depthwise_bias=DEPTHWISE_BIAS, project_weight=PROJECT, project_bias=PROJECT_BIAS, out=OUT,
+        batch=3, in_channels=3, height=45, width=62, stem_height=22, stem_width=31, out_height=21, out_width=31, out_channels=8,
+        x_image=10000, x_channel=3000, x_row=64, x_column=1, weight_out=27, weight_in=1, weight_row=9, weight_column=3,
+        stem_left=1, stem_top=0, left=2, top=0, stem_high=inf, high=6, trailing=[0, 0],
+    )  # fmt: skip
 
 
 # ---- what is passed ----

@@ -43,6 +43,8 @@ def weights_and_program(dtype=torch.float32, device="cpu", wide_vectors=True, ac
     y = n.add("mbconv", y, residual=y, **block, project_weight=weight(8, 24), project_bias=bias(8), activation=activation, padding=(1, 1, 1, 1))
     block = {"depthwise_weight": ops.taps_first(weight(8, 1, 3, 3)), "project_weight": weight(12, 8)}
     y = n.add("mbconv", y, **block, activation=activation, stride=(2, 1), padding=(1, 1, 0, 1))
+    block = {"depthwise_weight": ops.taps_first(weight(8, 1, 3, 3)), "depthwise_bias": bias(8), "project_weight": weight(12, 8), "project_bias": bias(12)}
+    y = n.add("stem_mbconv", y, stem_weight=weight(8, 12, 3, 3), stem_bias=bias(8), **block, stem_padding=(1, 1, 1, 1), stem_activation="relu", activation=activation, padding=(1, 1, 1, 1))
     y = n.add("pointwise_pool", y, weight=weight(10, 12), bias=bias(10), activation=activation)
     n.add("linear", y, weight=weight(5, 10), bias=bias(5))
     return n.weights, n.numbers
@@ -169,7 +171,7 @@ def test_program():
     lines = str(program).splitlines()
     assert lines[0] == "#1 = conv(x, weight=w0, bias=w1, activation=relu6, stride=(2, 2), padding=(0, 1, 0, 1), memory_format=channels_last)"
     assert lines[3] == "#4 = pointwise(#3, residual=#1, weight=w5, bias=w6, activation=none)"
-    assert repr(program).startswith("<Program of 9 steps>\n#1 = conv(x, ")
+    assert repr(program).startswith("<Program of 10 steps>\n#1 = conv(x, ")
     with pytest.raises(TypeError, match="a linear step takes input, weight, bias, got stride"):
         program.add("linear", stride=(1, 1))
 
@@ -177,8 +179,8 @@ def test_program():
 GOOD = (1, 0, -1, 0, 1, 0)  # pointwise(x, weight=w0, bias=w1)
 PROGRAMS = [
     ((), "program must have at least one step, got none"),
-    ((6,), "step 1: kind must be from 0 (conv) to 5 (linear), got 6"),
-    ((-1,), "step 1: kind must be from 0 (conv) to 5 (linear), got -1"),
+    ((7,), "step 1: kind must be from 0 (conv) to 6 (stem_mbconv), got 7"),
+    ((-1,), "step 1: kind must be from 0 (conv) to 6 (stem_mbconv), got -1"),
     (GOOD[:-1], "step 1 (pointwise): program must go on with its activation, got an end after 5 numbers"),
     ((*GOOD, 1), "step 2 (pointwise): program must go on with its input, got an end after 7 numbers"),
     ((1, 1, -1, 0, 1, 0), "step 1 (pointwise): input must be 0 (x) or the number of an earlier step, got 1"),
@@ -191,6 +193,8 @@ PROGRAMS = [
     ((1, 0, -1, 0, 1, 3), "step 1 (pointwise): activation must be 0 (none), 1 (relu) or 2 (relu6), got 3"),
     ((2, 0, 0, -1, 0, 0, 1, 0, 0, 0, 0), "step 1 (depthwise): stride must be two numbers from 1 to 2147483647, got (0, 1)"),
     ((2, 0, 0, -1, 0, 1, 1, 0, 0, 0, -1), "step 1 (depthwise): padding must be four numbers (left, right, top, bottom) from 0 to 2147483647, got (0, 0, 0, -1)"),
+    ((6, 0, 0, -1, 0, -1, 0, -1, 5), "step 1 (stem_mbconv): stem_activation must be 0 (none), 1 (relu) or 2 (relu6), got 5"),
+    ((6, 0, 0, -1, 0, -1, 0, -1, 0, 2, 0, 0, 0, 0, 0), "step 1 (stem_mbconv): stem_stride must be two numbers from 1 to 2147483647, got (2, 0)"),
     ((0, 0, 0, -1, 0, 1, 1, 0, 0, 0, 0, 2), "step 1 (conv): memory_format must be -1 (its input's), 0 (contiguous_format) or 1 (channels_last), got 2"),
     # What is well formed, but does not fit.
     ((*GOOD, 1, 1, -1, 0, 1, 0), "step 2 (pointwise): weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = 6, got (6, 8)"),
@@ -199,6 +203,7 @@ PROGRAMS = [
     ((*GOOD, 2, 1, 0, -1, 0, 1, 1, 1, 1, 1, 1), "step 2 (depthwise): weight must be (C, 1, k, k) with C = 6 and k = 3 or 5, got (6, 8)"),
     ((1, 0, 0, 0, 1, 0), "step 1 (pointwise): residual must be (2, 6, 4, 5) like the output, got (2, 8, 4, 5)"),
     ((3, 0, -1, 0, 0, 0, -1, 0, -1, 0, 1, 1, 0, 0, 0, 0), "step 1 (mbconv): expand_bias must be (C_out,) with C_out = 6, got (6, 8)"),
+    ((6, 0, 0, -1, 0, -1, 0, -1, 0, 2, 2, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, -1), "step 1 (stem_mbconv): stem_weight must be (C_out, C_in, k_h, k_w) with C_in = 8, got (6, 8)"),
 ]  # fmt: skip
 
 

@@ -180,7 +180,7 @@ class FakeClock:
         return lambda: self.seconds[variant]
 
 
-@pytest.mark.parametrize("op", ["conv", "mbconv", "depthwise", "pointwise", "pointwise_pool", "linear"])
+@pytest.mark.parametrize("op", ["conv", "stem_mbconv", "mbconv", "depthwise", "pointwise", "pointwise_pool", "linear"])
 def test_measure(op, monkeypatch):
     """A candidate that writes one wrong number, and one that leaves one out, are refused however fast they are."""
     call = next(call for call in modelnew() if call.op == op)
@@ -226,9 +226,26 @@ def test_a_block_competes_with_its_parts(monkeypatch):
     assert taken == [("mbconv", None), ("mbconv", "fp32_a"), *((part.op, f"of {part}") for part in calls.parts(call))]
 
 
+def test_a_stem_and_a_block_compete_with_the_two(monkeypatch):
+    call = next(call for call in modelnew() if call.op == "stem_mbconv")
+    assert [part.op for part in calls.parts(call)] == ["conv", "mbconv"] and all(part in modelnew() for part in calls.with_parts(call))
+    assert [one.op for one in calls.with_parts(call)] == ["stem_mbconv", "conv", "mbconv", "depthwise", "pointwise"]
+    library = FakeLibrary(("fp32_a", NONE))
+    run = calls.Call.run
+
+    def run_as(self, arguments):
+        library.log.append(Choice(self.op, 3, SHAPE, library.variant or "fp32_a", library.fitting))
+        return run(self, arguments)
+
+    monkeypatch.setattr(calls.Call, "run", run_as)
+    clock = FakeClock(library, {"fp32_a": 4e-6, "<lambda>": 3e-6})
+    found = measure(library, clock, Problem(call, "float32", 3), tf32=False, fastest={}.get)
+    assert found.times == pytest.approx({"fp32_a": 4.0, NONE: 3.0}) and not found.wrong
+
+
 def test_calls_of_a_network(tmp_path):
     found = modelnew()
-    assert {"conv", "mbconv", "pointwise", "depthwise", "pointwise_pool", "linear"} == {call.op for call in found}
+    assert {"conv", "mbconv", "pointwise", "depthwise", "pointwise_pool", "linear", "stem_mbconv"} == {call.op for call in found}
     call = next(call for call in found if call.op == "depthwise")
     arguments = call.make(5, torch.float16, "cpu")
     assert arguments["x"].shape == (5, 32, 16, 16) and arguments["x"].is_contiguous(memory_format=torch.channels_last)

@@ -51,6 +51,7 @@ CANDIDATES = {
     "mbconv": ["fp16_wide_c16_s2_32x32x32_w1", "bf16_wide_c24_s1_16x32x32_w2", "fp16_wide_c40_s2_64x80x16_w1", "tf32_wide_c16_s1_16x24x32_w1", "tf32_wide_c24_s2_16x40x64_w4", "tf32_unexpanded_c32_s1_32x16_rows4"],
     "pointwise": ["fp16_nhwc_folded_w4s3_k4_16x32x64", "tf32_nhwc_folded_w8s2_k8_16x32x16"],
     "linear": ["bf16_aligned_w4s2_k4_32x16x64"],
+    "stem_mbconv": ["fp16_paired_28x32_rows2", "bf16_paired_56x16_rows3_by1", "tf32_paired_28x32_rows12", "fp16_strided_56x16_rows3"],
 }  # fmt: skip
 
 

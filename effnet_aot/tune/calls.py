@@ -112,11 +112,21 @@ def record(model, size):
         model(torch.zeros(2, 3, size, size))  # folds, which is no part of a forward pass
         with Recorder() as recorder:
             model(torch.zeros(2, 3, size, size))
-    return list(dict.fromkeys(part for call in recorder.calls for part in (call, *parts(call))))
+    return list(dict.fromkeys(part for call in recorder.calls for part in with_parts(call)))
+
+
+def with_parts(call):
+    """The call, its parts, and theirs."""
+    return [call, *(inner for part in parts(call) for inner in with_parts(part))]
+
+
+def depth(call):
+    """0 of a call without parts."""
+    return max((1 + depth(part) for part in parts(call)), default=0)
 
 
 def parts(call):
-    """The calls that do what a whole block does, where its own kernel is not used."""
+    """The calls that do what a whole block does, or a stem and a block, where its own kernel is not used."""
     if call.op == "stem_mbconv":
         return stem_parts(call)
     if call.op != "mbconv":
@@ -141,9 +151,9 @@ def parts(call):
 
 
 def stem_parts(call):
-    """The stem, the block on its map, and that one's parts."""
+    """The stem, and the block on its map."""
     a = dict(call.arguments)
-    stem = {name.removeprefix("stem_"): a.get(name, default) for name, default in (("x", None), ("stem_weight", None), ("stem_bias", None), ("stem_stride", 2), ("stem_padding", 1), ("stem_activation", "relu"))}
+    stem = {"x": a["x"], "weight": a["stem_weight"], "bias": a.get("stem_bias"), "stride": a.get("stem_stride", 2), "padding": a.get("stem_padding", 1), "activation": a.get("stem_activation", "relu")}
     (sy, sx), (left, right, top, bottom) = pair(stem["stride"]), four(stem["padding"])
     stem |= {"stride": (sy, sx), "padding": (left, right, top, bottom), "memory_format": a.get("memory_format")}
     channels, _, ky, kx = a["stem_weight"].shape
@@ -152,8 +162,7 @@ def stem_parts(call):
     block = {"x": Operand((channels, (rows + top + bottom - ky) // sy + 1, (columns + left + right - kx) // sx + 1), order), "expand_weight": None, "expand_bias": None}
     block |= {name: a.get(name) for name in ("depthwise_weight", "depthwise_bias", "project_weight", "project_bias")}
     block |= {"residual": None, "stride": pair(a.get("stride", 1)), "padding": four(a.get("padding", 1)), "activation": a.get("activation", "relu6")}
-    found = [Call("conv", tuple(stem.items())), Call("mbconv", tuple(block.items()))]
-    return [*found, *parts(found[1])]
+    return [Call("conv", tuple(stem.items())), Call("mbconv", tuple(block.items()))]
 
 
 def pair(value):

@@ -36,7 +36,7 @@ def exact(op, arguments, tf32):
     wide = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
     absolute = {name: value.abs() if isinstance(value, torch.Tensor) else value for name, value in wide.items()}
     # Activations make no error larger, so the magnitudes pass by them.
-    value, magnitude = SUMS[op](wide), SUMS[op]({**absolute, "activation": "none"})
+    value, magnitude = SUMS[op](wide), SUMS[op]({**absolute, "activation": "none", "stem_activation": "none"})
     weights = [value for name, value in arguments.items() if name.endswith("weight") and value is not None]
     maps = len(weights) - 1  # that are rounded on the way
     terms = sum(weight[0].numel() + 8 for weight in weights) + (arguments["x"][0, 0].numel() if op == "pointwise_pool" else 0)
@@ -89,8 +89,7 @@ def mbconv(a):
 
 def stem_mbconv(a):
     stem = {"x": a["x"], "weight": a["stem_weight"], "bias": a["stem_bias"], "stride": a.get("stem_stride", 2), "padding": a.get("stem_padding", 1)}
-    activation = "none" if a.get("activation") == "none" else a.get("stem_activation", "relu")
-    return mbconv(a | {"x": conv(stem | {"activation": activation})})
+    return mbconv(a | {"x": conv(stem | {"activation": a.get("stem_activation", "relu")})})
 
 
 def bias_of(a, shape):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..aot.tables import NONE
-from .calls import Call, parts
+from .calls import FORMATS, Call, Operand, depth, parts
 from .choose import Measured
 from .exact import exact
 
@@ -43,7 +43,7 @@ class Problem:
 def problems(networks, dtypes, batches):
     """Every call of the networks once, small batches first: what is found early is worth most if the time runs out. Blocks
     come last, as they compete with their parts."""
-    calls = sorted(dict.fromkeys(call for found in networks.values() for call in found), key=lambda call: bool(parts(call)))
+    calls = sorted(dict.fromkeys(call for found in networks.values() for call in found), key=depth)
     return [Problem(call, dtype, batch) for batch in batches for dtype in dtypes for call in calls]
 
 
@@ -190,10 +190,9 @@ def run_parts(library, call, arguments, fastest):
     """A block's result, without a kernel for all of it."""
     x, steps = arguments["x"], parts(call)
     for step in steps:
-        role = "depthwise" if step.op == "depthwise" else "project" if step is steps[-1] else "expand"
-        constants = {name: list(value) if isinstance(value, tuple) else value for name, value in step.arguments}
-        residual = {"residual": arguments.get("residual")} if role == "project" else {}
-        given = {**constants, "x": x, "weight": arguments[f"{role}_weight"], "bias": arguments[f"{role}_bias"], **residual}
+        role = {"conv": "stem", "depthwise": "depthwise"}.get(step.op) or ("project" if step is steps[-1] else "expand")
+        given = {name: list(value) if isinstance(value, tuple) else FORMATS.get(value, value) for name, value in step.arguments if not isinstance(value, Operand)}
+        given |= {name: arguments[name if name in arguments else f"{role}_{name}"] for name, value in step.arguments if isinstance(value, Operand)} | {"x": x}
         with library.taking(step.op, fastest(step)):
             x = step.run(given)
     return x
