@@ -7,6 +7,7 @@
 //   Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&, std::optional<bool> channels_last)
 //   Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias)
 //   Tensor mbconv(const char* op, const Tensor& x, const Mbconv&)
+//   Folded fold_batch_norm(const char* op, const Tensor& weight, const Epilogue& batch_norm, std::optional<ScalarType> dtype, bool taps_first)
 //   Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program)
 //
 // `op` is the name the user called, for error messages.
@@ -16,11 +17,14 @@
 
 #include <optional>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "arguments.h"
 
 namespace effnet {
+
+using Folded = std::tuple<Tensor, Tensor>;  // weight and bias
 
 inline Epilogue batch_norm(const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& var, double eps, Activation activation) {
   return {.bn_weight = &weight, .bn_bias = &bias, .bn_mean = &mean, .bn_var = &var, .eps = eps, .activation = activation};
@@ -87,6 +91,10 @@ struct Adapters {
                                          .residual = optional(residual), .activation = parsed, .window = window("mbconv", stride, padding)});
   }
 
+  static Folded fold_batch_norm(T w, T g, T b, T m, T v, double eps, std::optional<ScalarType> dtype, bool taps_first) {
+    return Backend::fold_batch_norm("fold_batch_norm", w, batch_norm(g, b, m, v, eps, Activation::none), dtype, taps_first);
+  }
+
   static Tensor network(T x, const std::vector<Tensor>& weights, Ints program) { return Backend::network(x, weights, program); }
 
   static void register_all(torch::stable::detail::StableLibrary& m) {
@@ -103,6 +111,7 @@ struct Adapters {
     m.impl("pointwise_pool", TORCH_BOX(&pointwise_pool));
     m.impl("linear", TORCH_BOX(&linear));
     m.impl("mbconv", TORCH_BOX(&mbconv));
+    m.impl("fold_batch_norm", TORCH_BOX(&fold_batch_norm));
     m.impl("network", TORCH_BOX(&network));
   }
 };

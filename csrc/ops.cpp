@@ -24,6 +24,9 @@ STABLE_TORCH_LIBRARY(effnet, m) {
   // A whole MBConv block: pointwise(depthwise(pointwise(x, expand, activation), activation), project) + residual.
   m.def("mbconv(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, Tensor? residual=None, int[2] stride=1, int[4] padding=1, str activation='relu6') -> Tensor");
 
+  // Batch norm folded into the convolution before it: the weight and the bias that the ops above take.
+  m.def("fold_batch_norm(Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, ScalarType? dtype=None, bool taps_first=False) -> (Tensor, Tensor)");
+
   // A network of these, in one call. program.h says how a program is written.
   m.def("network(Tensor x, Tensor[] weights, int[] program) -> Tensor");
 }
