@@ -321,6 +321,19 @@ def test_named_variant(stub, few_images):
 
 # ---- what is passed ----
 
+
+def test_folding_passes(stub):
+    """Strides of the weight; of the result those of its order; the statistics."""
+    depthwise = dict(in_channels=1, kernel_y=5, kernel_x=3, taps_first=1)
+    run = stub.run(launch("fold_batch_norm"), launch("fold_batch_norm", **depthwise), launch("fold_batch_norm", weight_strides=[216, 1, 72, 24])).assert_ok()
+    passed = [made["parameters"] for made in run.launches]
+    names = ("weight_out", "weight_in", "weight_row", "weight_column", "out_channel", "out_element")
+    assert [tuple(p[name] for name in names) for p in passed] == [(216, 9, 3, 1, 216, 1), (15, 15, 3, 1, 1, 40), (216, 1, 72, 24, 216, 1)]
+    for p, (channels, *kernel) in zip(passed, ((24, 3, 3), (1, 5, 3), (24, 3, 3))):
+        assert [p[name] for name in ("weight", "p0", "p1", "p2", "p3", "out", "out_bias")] == [WEIGHT, SCALE, BIAS, MEAN, VAR, OUT, OUT_BIAS]
+        assert [p[name] for name in ("out_channels", "in_channels", "kernel_y", "kernel_x", "flags")] == [40, channels, *kernel, 1]
+
+
 EPILOGUES = [
     # the struct, then what the kernel gets
     (None, dict(p0=0, p1=0, p2=0, p3=0, eps=0, low=-inf, high=inf, flags=0)),
