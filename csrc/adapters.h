@@ -8,6 +8,7 @@
 //   Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias)
 //   Tensor mbconv(const char* op, const Tensor& x, const Mbconv&)
 //   Tensor stem_mbconv(const char* op, const Tensor& x, const StemMbconv&)
+//   Folded fold_batch_norm(const char* op, const Tensor& weight, const Epilogue& batch_norm, std::optional<ScalarType> dtype, bool taps_first)
 //   Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program)
 //
 // `op` is the name the user called, for error messages.
@@ -18,11 +19,14 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "arguments.h"
 
 namespace effnet {
+
+using Folded = std::tuple<Tensor, Tensor>;  // weight and bias
 
 inline Epilogue batch_norm(const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& var, double eps, Activation activation) {
   return {.bn_weight = &weight, .bn_bias = &bias, .bn_mean = &mean, .bn_var = &var, .eps = eps, .activation = activation};
@@ -103,6 +107,10 @@ struct Adapters {
     return Backend::stem_mbconv(op, x, both);
   }
 
+  static Folded fold_batch_norm(T w, T g, T b, T m, T v, double eps, std::optional<ScalarType> dtype, bool taps_first) {
+    return Backend::fold_batch_norm("fold_batch_norm", w, batch_norm(g, b, m, v, eps, Activation::none), dtype, taps_first);
+  }
+
   static Tensor network(T x, const std::vector<Tensor>& weights, Ints program) { return Backend::network(x, weights, program); }
 
   static void register_all(torch::stable::detail::StableLibrary& m) {
@@ -120,6 +128,7 @@ struct Adapters {
     m.impl("linear", TORCH_BOX(&linear));
     m.impl("mbconv", TORCH_BOX(&mbconv));
     m.impl("stem_mbconv", TORCH_BOX(&stem_mbconv));
+    m.impl("fold_batch_norm", TORCH_BOX(&fold_batch_norm));
     m.impl("network", TORCH_BOX(&network));
   }
 };

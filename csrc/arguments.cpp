@@ -52,12 +52,13 @@ std::string device_text(int32_t type, int32_t index) {
 void check_input_dtype(const char* op, const Meta& x) {
   bool half_or_float = x.dtype == aoti_torch_dtype_float32() || x.dtype == aoti_torch_dtype_float16() || x.dtype == aoti_torch_dtype_bfloat16();
   if (!half_or_float && (x.on_cuda() || x.dtype != aoti_torch_dtype_float64()))
-    fail(op, "x must be float16, bfloat16 or float32 (on the CPU also float64)", x.dtype_text());
+    fail(op, std::string(x.name) + " must be float16, bfloat16 or float32 (on the CPU also float64)", x.dtype_text());
 }
 
-void check_device(const char* op, const Meta& t, const Meta& x) {
+// `like` is what the errors call x, of which every other tensor takes device and type.
+void check_device(const char* op, const Meta& t, const Meta& x, const char* like = "x") {
   if (t.device_type != x.device_type || t.device_index != x.device_index)
-    fail(op, std::string(t.name) + " must be on " + x.device_text() + " like x", t.device_text());
+    fail(op, std::string(t.name) + " must be on " + x.device_text() + " like " + like, t.device_text());
 }
 
 void check_like_input(const char* op, const Meta& t, const Meta& x) {
@@ -66,22 +67,22 @@ void check_like_input(const char* op, const Meta& t, const Meta& x) {
 }
 
 // A vector of one value for each output channel; half precision inputs may come with float32 vectors.
-void check_vector(const char* op, const Meta& t, const Meta& x, const char* length_name, int64_t length) {
+void check_vector(const char* op, const Meta& t, const Meta& x, const char* length_name, int64_t length, const char* like = "x") {
   if (t.dtype != x.dtype && t.dtype != aoti_torch_dtype_float32())
     fail(op, std::string(t.name) + " must be " + x.dtype_text() + (x.dtype == aoti_torch_dtype_float32() ? "" : " or float32"), t.dtype_text());
-  check_device(op, t, x);
+  check_device(op, t, x, like);
   if (t.sizes.size() != 1 || t.sizes[0] != length)
     fail(op, std::string(t.name) + " must be (" + length_name + ",) with " + length_name + " = " + std::to_string(length), tuple_text(t.sizes));
 }
 
-void check_batch_norm(const char* op, const Meta& x, const Epilogue& epilogue, int64_t out_channels) {
+void check_batch_norm(const char* op, const Meta& x, const Epilogue& epilogue, int64_t out_channels, const char* like = "x") {
   Meta weight("bn_weight", *epilogue.bn_weight);
-  check_vector(op, weight, x, "C_out", out_channels);
+  check_vector(op, weight, x, "C_out", out_channels, like);
   const std::pair<const char*, const Tensor*> others[] = {{"bn_bias", epilogue.bn_bias}, {"bn_mean", epilogue.bn_mean}, {"bn_var", epilogue.bn_var}};
   for (auto [name, tensor] : others) {
     Meta t(name, *tensor);
     if (t.dtype != weight.dtype) fail(op, std::string(name) + " must be " + weight.dtype_text() + " like bn_weight", t.dtype_text());
-    check_vector(op, t, x, "C_out", out_channels);
+    check_vector(op, t, x, "C_out", out_channels, like);
   }
   if (!(epilogue.eps >= 0)) {  // NaN fails too
     char text[32];
@@ -278,6 +279,33 @@ LinearShape check_linear(const char* op, const Meta& x, const Meta& weight, cons
   }
   return {.rows = x.sizes[0], .in_features = x.sizes[1], .out_features = w[0]};
 }
+
+FoldShape check_fold_batch_norm(const char* op, const Meta& weight, const Epilogue& batch_norm, std::optional<ScalarType> dtype, bool taps_first) {
+  auto w = weight.sizes;
+  if ((w.size() != 2 && w.size() != 4) || std::any_of(w.begin(), w.end(), [](int64_t size) { return size < 1; }))
+    fail(op, "weight must be (C_out, C_in, k_h, k_w) or (C_out, C_in), each at least 1", tuple_text(w));
+  check_input_dtype(op, weight);
+  check_batch_norm(op, weight, batch_norm, w[0], "weight");
+
+  // Folding rounds, it never widens.
+  const bool is_double = weight.dtype == aoti_torch_dtype_float64(), is_half = !is_double && weight.dtype != aoti_torch_dtype_float32();
+  const int32_t wanted = dtype ? code_of(*dtype) : weight.dtype;
+  const bool is_half_wanted = wanted == aoti_torch_dtype_float16() || wanted == aoti_torch_dtype_bfloat16();
+  if (wanted != weight.dtype && (is_half || !(is_half_wanted || (is_double && wanted == aoti_torch_dtype_float32())))) {
+    const std::string narrower = is_half ? weight.dtype_text() + " like weight" : std::string(is_double ? "float64, " : "") + "float32, float16 or bfloat16";
+    fail(op, "dtype must be " + narrower, dtype_text(wanted));
+  }
+  if (taps_first && (w.size() != 4 || w[1] != 1)) fail(op, "weight must be (C, 1, k_h, k_w) with taps_first", tuple_text(w));
+
+  const bool matrix = w.size() == 2;
+  FoldShape s{.out_channels = w[0], .in_channels = w[1], .kernel_height = matrix ? 1 : w[2], .kernel_width = matrix ? 1 : w[3], .rank = int(w.size()), .taps_first = taps_first};
+  s.bias_dtype = wanted == aoti_torch_dtype_float64() ? ScalarType::Double : ScalarType::Float;
+  s.dtype = torch::stable::detail::to<ScalarType>(torch::stable::detail::from(wanted));
+  if (weight.on_cuda()) check_indexable(op, "", "weight", {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width});
+  return s;
+}
+
+int32_t code_of(ScalarType dtype) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)); }
 
 std::optional<Meta> optional_meta(const char* name, const Tensor* t) { return t ? std::make_optional<Meta>(name, *t) : std::nullopt; }
 

@@ -59,6 +59,22 @@ struct LinearShape {
   int64_t rows, in_features, out_features;
 };
 
+// A convolution's weight, of two dimensions or four, and what folding makes of it.
+struct FoldShape {
+  int64_t out_channels, in_channels, kernel_height, kernel_width;
+  int rank;
+  ScalarType dtype, bias_dtype;
+  bool taps_first;
+
+  std::array<int64_t, 4> sizes() const { return {out_channels, in_channels, kernel_height, kernel_width}; }
+  int64_t elements() const { return in_channels * kernel_height * kernel_width; }  // of a channel
+  // Of the folded weight; the first `rank` count.
+  std::array<int64_t, 4> strides() const {
+    if (taps_first) return {1, elements() * out_channels, kernel_width * out_channels, out_channels};
+    return {elements(), kernel_height * kernel_width, kernel_width, 1};
+  }
+};
+
 // A block's three convolutions. Without expand step the first is not there.
 struct MbconvShape {
   std::optional<ConvShape> expand;
@@ -154,6 +170,12 @@ MbconvShape check_mbconv(const char* op, const MbconvOperands& operands, const W
 StemMbconvShape check_stem_mbconv(const char* op, const StemMbconvOperands& operands, const Window& stem_window, const Window& window);
 // x (rows, in_features), weight (out_features, in_features), bias (out_features).
 LinearShape check_linear(const char* op, const Meta& x, const Meta& weight, const std::optional<Meta>& bias);
+
+// weight (C_out, C_in, k_h, k_w) or (C_out, C_in); dtype null: the weight's.
+FoldShape check_fold_batch_norm(const char* op, const Meta& weight, const Epilogue& batch_norm, std::optional<ScalarType> dtype, bool taps_first);
+
+// torch's number of a dtype, which Meta has.
+int32_t code_of(ScalarType dtype);
 
 ConvOperands operands(const Tensor& x, const Tensor& weight, const Epilogue& epilogue);
 MbconvOperands operands(const Tensor& x, const Mbconv& block);

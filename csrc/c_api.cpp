@@ -414,6 +414,38 @@ int effnet_launch_linear(const effnet_linear* given, int device, void* stream) {
   });
 }
 
+int effnet_launch_fold_batch_norm(const effnet_fold_batch_norm* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_fold_batch_norm"};
+    const auto p = check.read("effnet_fold_batch_norm", given, sizeof(effnet_fold_batch_norm));
+    const auto stored = [](Precision precision) { return precision == Precision::tf32 ? Precision::fp32 : precision; };
+    const Precision precision = stored(check.precision(p.precision));
+    check.number("out_precision", p.out_precision, EFFNET_FP16, EFFNET_FP32);
+    const Precision out_precision = stored(Precision(p.out_precision));
+    if (precision != Precision::fp32 && out_precision != precision) check.fail("out_precision must be precision where that is not FP32", std::to_string(p.out_precision));
+    check.number("out_channels", p.out_channels, 1);
+    check.number("in_channels", p.in_channels, 1);
+    check.number("kernel_y", p.kernel_y, 1);
+    check.number("kernel_x", p.kernel_x, 1);
+    check.indexable("weight", {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
+    const bool taps_first = check.number("taps_first", p.taps_first, 0, 1) == 1;
+    if (taps_first && p.in_channels != 1) check.fail("in_channels must be 1 with taps_first", std::to_string(p.in_channels));
+
+    const Tail tail = check.tail(p.epilogue, precision);
+    if (!tail.batch_norm) check.fail("epilogue must have a batch norm", "none");
+    if (p.epilogue->activation != EFFNET_LINEAR) check.fail("epilogue->activation must be EFFNET_LINEAR", std::to_string(p.epilogue->activation));
+    int64_t weight_strides[4] = {p.in_channels * p.kernel_y * p.kernel_x, p.kernel_y * p.kernel_x, p.kernel_x, 1};
+    if (p.weight_strides) std::copy_n(p.weight_strides, 4, weight_strides);
+    check.strides("weight_strides", weight_strides, {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
+    check.address("weight", p.weight, element_size(precision));
+    check.address("out", p.out, element_size(out_precision));
+    check.address("out_bias", p.out_bias, 4);
+    launch_fold_batch_norm({.op = "fold_batch_norm", .precision = precision, .out_precision = out_precision, .weight = p.weight, .out = p.out,
+                            .out_bias = p.out_bias, .out_channels = p.out_channels, .in_channels = p.in_channels, .kernel_y = p.kernel_y,
+                            .kernel_x = p.kernel_x, .weight_strides = weight_strides, .tail = tail, .taps_first = taps_first, .variant = p.variant}, {device, stream});
+  });
+}
+
 int effnet_mbconv_workspace(const effnet_mbconv* given, int device, size_t* bytes) {
   return guarded([&] {
     const Checker check{"effnet_mbconv_workspace"};

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "adapters.h"
 #include "program.h"
@@ -116,6 +117,28 @@ struct Cpu {
     const StemMbconvShape s = check_stem_mbconv(op, operands(x, both), both.stem_window, both.block.window);
     const Tensor map = conv(op, x, *both.stem_weight, {.bias = both.stem_bias, .activation = both.stem_activation}, both.stem_window, s.stem.channels_last);
     return with_format(mbconv(op, map, both.block), s.stem.channels_last);
+  }
+
+  // In float64, whatever comes and whatever is asked for.
+  static Folded fold_batch_norm(const char* op, const Tensor& weight, const Epilogue& epilogue, std::optional<ScalarType> dtype, bool taps_first) {
+    const FoldShape s = check_fold_batch_norm(op, Meta("weight", weight), epilogue, dtype, taps_first);
+    const auto wide = [](const Tensor& t) { return stable::contiguous(stable::to(t, ScalarType::Double)); };
+    const auto numbers = [](const Tensor& t) { return static_cast<const double*>(t.const_data_ptr()); };
+    const Tensor given = wide(weight), gamma = wide(*epilogue.bn_weight), beta = wide(*epilogue.bn_bias), mean = wide(*epilogue.bn_mean), var = wide(*epilogue.bn_var);
+    const int64_t elements = s.elements();
+    const Tensor folded = stable::empty(Ints{s.out_channels * elements}, ScalarType::Double), bias = stable::empty(Ints{s.out_channels}, ScalarType::Double);
+
+    const double* w = numbers(given);
+    double* out = static_cast<double*>(folded.mutable_data_ptr());
+    for (int64_t c = 0; c < s.out_channels; ++c) {
+      const double scale = numbers(gamma)[c] / std::sqrt(numbers(var)[c] + epilogue.eps);
+      static_cast<double*>(bias.mutable_data_ptr())[c] = numbers(beta)[c] - numbers(mean)[c] * scale;
+      for (int64_t k = 0; k < elements; ++k) out[taps_first ? k * s.out_channels + c : c * elements + k] = w[c * elements + k] * scale;
+    }
+    const Tensor rounded = stable::to(folded, s.dtype);
+    AtenTensorHandle view;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(rounded.get(), s.rank, s.sizes().data(), s.strides().data(), /*storage_offset=*/0, &view));
+    return {Tensor(view), stable::to(bias, s.bias_dtype)};
   }
 
   static Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program) {

@@ -213,6 +213,25 @@ struct Cuda {
     return out;
   }
 
+  static Folded fold_batch_norm(const char* op, const Tensor& weight, const Epilogue& epilogue, std::optional<ScalarType> dtype, bool taps_first) {
+    const FoldShape s = check_fold_batch_norm(op, Meta("weight", weight), epilogue, dtype, taps_first);
+    const size_t rank = static_cast<size_t>(s.rank);
+    const auto sizes = s.sizes(), strides = s.strides();
+    Tensor out = empty(weight, code_of(s.dtype), std::span(sizes).first(rank), std::span(strides).first(rank));
+    Tensor bias = empty(weight, code_of(s.bias_dtype), std::array{s.out_channels}, std::array<int64_t, 1>{1});
+
+    const Tensor given = is_reachable(weight) ? weight : dense(weight);
+    int64_t weight_strides[4] = {};
+    std::copy(given.strides().begin(), given.strides().end(), weight_strides);
+    Vectors vectors;
+    const Tail tail = tail_of(epilogue, weight, vectors);
+    launch_fold_batch_norm({.op = op, .precision = precision_of(weight, /*tf32=*/false), .out_precision = effnet::precision_of(s.dtype, /*tf32=*/false),
+                            .weight = given.const_data_ptr(), .out = out.mutable_data_ptr(), .out_bias = bias.mutable_data_ptr(), .out_channels = s.out_channels,
+                            .in_channels = s.in_channels, .kernel_y = s.kernel_height, .kernel_x = s.kernel_width, .weight_strides = weight_strides,
+                            .tail = tail, .taps_first = taps_first}, place_of(weight));
+    return {out, bias};
+  }
+
   static Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program) {
     const auto plan = plan_network(x, weights, program, tf32_for_convolutions(), tf32_for_matmul());
     if (plan->composed) return compose<Cuda>(plan->steps, x, weights);

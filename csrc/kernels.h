@@ -89,11 +89,26 @@ struct MbconvProblem {
   const char* variant = nullptr;  // of a kernel that computes the whole block
 };
 
+// A convolution's weight and batch norm as one weight and one bias. The precisions say how weight and out are stored.
+struct FoldBatchNormProblem {
+  const char* op;
+  Precision precision, out_precision;  // never TF32, which is stored as FP32
+  const void* weight;
+  void* out;
+  void* out_bias;  // float32
+  int64_t out_channels, in_channels, kernel_y, kernel_x;
+  const int64_t* weight_strides;  // four, in elements
+  Tail tail;                      // its batch norm
+  bool taps_first = false;        // of a single input channel: out lies as (kernel_y * kernel_x, out_channels)
+  const char* variant = nullptr;
+};
+
 void launch_pointwise(const PointwiseProblem& problem, Place place);
 void launch_pointwise_pool(const PointwiseProblem& problem, Place place);
 void launch_depthwise(const DepthwiseProblem& problem, Place place);
 void launch_conv(const ConvProblem& problem, Place place);
 void launch_linear(const LinearProblem& problem, Place place);
+void launch_fold_batch_norm(const FoldBatchNormProblem& problem, Place place);
 
 // Everything in a workspace begins at a multiple of 256 bytes.
 inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }

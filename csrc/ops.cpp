@@ -26,6 +26,8 @@ STABLE_TORCH_LIBRARY(effnet, m) {
 
   // A network's beginning: mbconv(conv(x, stem), None, None, ...) without residual.
   m.def("stem_mbconv(Tensor x, Tensor stem_weight, Tensor? stem_bias, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, int[2] stem_stride=2, int[4] stem_padding=1, str stem_activation='relu', int[2] stride=1, int[4] padding=1, str activation='relu6', MemoryFormat? memory_format=None) -> Tensor");
+  // Batch norm folded into the convolution before it: the weight and the bias that the ops above take.
+  m.def("fold_batch_norm(Tensor weight, Tensor bn_weight, Tensor bn_bias, Tensor bn_mean, Tensor bn_var, float eps=1e-05, ScalarType? dtype=None, bool taps_first=False) -> (Tensor, Tensor)");
 
   // A network of these, in one call. program.h says how a program is written.
   m.def("network(Tensor x, Tensor[] weights, int[] program) -> Tensor");

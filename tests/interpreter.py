@@ -9,6 +9,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import json
+import math
 import sys
 import traceback
 from fnmatch import fnmatch
@@ -64,8 +65,8 @@ def to_tf32(values):
 
 def complete_interpreter():
     """What the interpreter of triton 3.7 lacks: it multiplies the bit patterns of bfloat16, rounds to bfloat16 by cutting,
-    passes NaN on where a GPU's minimum and maximum drop it, and knows no inline assembly, of which the kernels use one
-    instruction."""
+    rounds between the multiplication and the addition of a fused one, passes NaN on where a GPU's minimum and maximum drop it,
+    and knows no inline assembly, of which the kernels use one instruction."""
     builder, convert_float = interpreter.InterpreterBuilder, interpreter._convert_float
     create_dot = builder.create_dot
 
@@ -85,6 +86,10 @@ def complete_interpreter():
         result = interpreter.TensorHandle(to_tf32(handles[0].data), tl.float32)
         return type("Call", (), {"get_result": lambda self, index: result})()
 
+    def create_fma(self, x, y, z):  # of float32: the product is exact in float64
+        return interpreter.TensorHandle((x.data.astype(np.float64) * y.data + z.data).astype(np.float32), z.dtype.scalar)
+
+    builder.create_fma = create_fma
     builder.create_dot = lambda self, a, b, *others: create_dot(self, widened(a), widened(b), *others)
     builder.create_inline_asm = create_inline_asm
     builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
@@ -247,7 +252,31 @@ class Linear(Case):
         self.compare(out.view(m, n), y)
 
 
-OPS = {"pointwise": Pointwise, "pointwise_pool": PointwisePool, "depthwise": Depthwise, "conv": Conv, "linear": Linear}
+class FoldBatchNorm(Case):
+    def run(self):
+        shape, out_dtype = self.case["shape"], DTYPES[self.variant.name.split("_")[2]]
+        channels, elements, taps_first = shape[0], math.prod(shape[1:]), self.case.get("taps_first", False)
+        weight = self.image(shape)
+        (gamma, beta, mean, var), flags, _ = self.vectors(channels)
+        scale = gamma.double() / (var.double() + self.eps).sqrt()
+        buffers = [torch.full((count + 2 * GUARD,), 777.0, dtype=dtype) for count, dtype in ((channels * elements, out_dtype), (channels, torch.float32))]
+        out, bias = (b[GUARD:-GUARD] for b in buffers)
+        lying, strides = (guarded(nhwc(weight)), nhwc(weight).permute(0, 3, 1, 2).stride()) if self.case.get("nhwc") else (guarded(weight), weight.stride())
+        grid = ceil(channels / self.c["BLOCK_M"]) * ceil(elements / self.c["BLOCK_N"])
+        numbers = (*shape, *strides, *((1, channels) if taps_first else (elements, 1)), self.eps, flags)
+        self.variant.kernel[(grid,)](lying, *map(guarded, (gamma, beta, mean, var)), out, bias, *numbers, **self.c)
+        for b in buffers:
+            assert (b[:GUARD] == 777).all() and (b[-GUARD:] == 777).all(), "wrote outside the output"
+        out = out.view(elements, channels).t() if taps_first else out.view(channels, elements)
+        self.close(out, weight.double().flatten(1) * scale[:, None])
+        self.close(bias, beta.double() - mean.double() * scale)
+
+    def close(self, out, expected):
+        """eps is no float32."""
+        torch.testing.assert_close(out.double(), expected, rtol=1.01 * ROUNDING[out.dtype], atol=2.0**-24 * ROUNDING[torch.float32], equal_nan=True)
+
+
+OPS = {"pointwise": Pointwise, "pointwise_pool": PointwisePool, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm}
 
 
 def attempt(case):

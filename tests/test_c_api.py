@@ -12,7 +12,7 @@ import pytest
 import stub_cuda
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
-from test_launcher import BIAS, EXPAND_BIAS, MEAN, OUT, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, launch
+from test_launcher import BIAS, EXPAND_BIAS, MEAN, OUT, OUT_BIAS, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, launch
 
 import effnet_aot
 
@@ -57,7 +57,7 @@ C_LIBRARY = Path(stub_cuda._library.PATH).with_name("libeffnet_aot_c.so")
 def test_library_exports_what_the_header_declares(library):
     declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    assert len(declared) == 14
+    assert len(declared) == 15
     assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
 
 
@@ -118,6 +118,24 @@ REFUSED = [
     ("linear", {"in_features": 0}, "in_features must be from 1 to 2147483647, got 0"),
     ("linear", {"out_features": 0}, "out_features must be from 1 to 2147483647, got 0"),
     ("linear", {"rows": 2**25}, "x must have at most 2147483647 elements, got 2147483648"),
+    ("fold_batch_norm", {"precision": 4}, "precision must be from 0 to 3, got 4"),
+    ("fold_batch_norm", {"out_precision": -1}, "out_precision must be from 0 to 3, got -1"),
+    ("fold_batch_norm", {"precision": c_api.BF16}, "out_precision must be precision where that is not FP32, got 0"),
+    ("fold_batch_norm", {"out_channels": 0}, "out_channels must be from 1 to 2147483647, got 0"),
+    ("fold_batch_norm", {"in_channels": 0}, "in_channels must be from 1 to 2147483647, got 0"),
+    ("fold_batch_norm", {"kernel_y": 0}, "kernel_y must be from 1 to 2147483647, got 0"),
+    ("fold_batch_norm", {"kernel_x": TOO_LARGE}, "kernel_x must be from 1 to 2147483647, got 2147483648"),
+    ("fold_batch_norm", {"out_channels": 2**20, "in_channels": 2**11}, "weight must have at most 2147483647 elements, got 19327352832"),
+    ("fold_batch_norm", {"taps_first": 2}, "taps_first must be from 0 to 1, got 2"),
+    ("fold_batch_norm", {"taps_first": 1}, "in_channels must be 1 with taps_first, got 24"),
+    ("fold_batch_norm", {"epilogue": None}, "epilogue must have a batch norm, got none"),
+    ("fold_batch_norm", {"epilogue": {"bias": BIAS}}, "epilogue must have a batch norm, got none"),
+    ("fold_batch_norm", {"epilogue": PROBLEMS["fold_batch_norm"]["epilogue"] | {"activation": 1}}, "epilogue->activation must be EFFNET_LINEAR, got 1"),
+    ("fold_batch_norm", {"weight_strides": [1, 2**31, 1, 1]}, "weight_strides must be from 0 to 2147483647, got 2147483648"),
+    ("fold_batch_norm", {"weight": None}, "weight must not be null, got null"),
+    ("fold_batch_norm", {"weight": X + 2}, "weight must be aligned to its elements of 4 bytes, got an address that is not"),
+    ("fold_batch_norm", {"out": OUT + 1}, "out must be aligned to its elements of 2 bytes, got an address that is not"),
+    ("fold_batch_norm", {"out_bias": OUT_BIAS + 2}, "out_bias must be aligned to its elements of 4 bytes, got an address that is not"),
     ("mbconv", {"precision": 7}, "precision must be from 0 to 3, got 7"),
     ("mbconv", {"hidden": 0}, "hidden must be from 1 to 2147483647, got 0"),
     ("mbconv", {"kernel": 7}, "kernel must be 3 or 5, got 7"),
@@ -170,7 +188,8 @@ def test_null_problems(stub):
 
 def test_nothing_to_do(stub):
     addresses = ("x", "out", "weight", "depthwise_weight", "project_weight", "workspace")
-    calls = [launch(op, **{name: None for name in addresses if name in PROBLEMS[op]}, **({"rows": 0} if op == "linear" else {"batch": 0})) for op in PROBLEMS]
+    ops = [op for op in PROBLEMS if op != "fold_batch_norm"]  # which always has a weight
+    calls = [launch(op, **{name: None for name in addresses if name in PROBLEMS[op]}, **({"rows": 0} if op == "linear" else {"batch": 0})) for op in ops]
     run = stub.run(*calls, ["mbconv_workspace", PROBLEMS["mbconv"] | {"batch": 0}]).assert_ok()
     assert run.results[-1]["value"] == 0
     assert run.records == []

@@ -111,6 +111,12 @@ CASES = {
         dict(variant="fp32_*", shape=(1, 40, 24), epilogue="bn", activation="relu6"),
         dict(variant="fp16_generic_*", shape=(3, 20, 5), special=[(NAN, (0, 3)), (INF, (1, 0))]),
     ],
+    "fold_batch_norm": [
+        dict(variant="*", shape=(37, 13, 3, 2), epilogue="bn"),
+        dict(variant="*", shape=(5, 3, 3, 3), epilogue="bn", fp32_vectors=True, nhwc=True),
+        dict(variant="*", shape=(40, 1, 5, 5), epilogue="bn", taps_first=True),
+        dict(variant="*", shape=(3, 2, 1, 1), epilogue="bn", special=[(NAN, (0, 1, 0, 0)), (INF, (1, 0, 0, 0)), ("-inf", (2, 1, 0, 0))]),
+    ],
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from stub_cuda.c_api import BF16, FP16, FP32, NCHW, NHWC, RELU, RELU6, TF32
 pytestmark = pytest.mark.xdist_group("stub_cuda")  # one worker, so that the stub is built once
 
 X, WEIGHT, OUT, RESIDUAL, BIAS, SCALE, MEAN, VAR = (0x7F0000000000 + i * 0x1000000 for i in range(8))
-EXPAND, EXPAND_BIAS, DEPTHWISE, DEPTHWISE_BIAS, PROJECT, PROJECT_BIAS, WORKSPACE = (0x7F1000000000 + i * 0x1000000 for i in range(7))
+EXPAND, EXPAND_BIAS, DEPTHWISE, DEPTHWISE_BIAS, PROJECT, PROJECT_BIAS, WORKSPACE, OUT_BIAS = (0x7F1000000000 + i * 0x1000000 for i in range(8))
 STREAM = 0x5EED
 
 PROBLEMS = {
@@ -27,6 +27,8 @@ PROBLEMS = {
     "conv": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, in_channels=3, height=9, width=7, out_channels=32,
                  kernel_y=3, kernel_x=3, stride_y=2, stride_x=2, left=1, right=1, top=1, bottom=1),
     "linear": dict(precision=FP16, x=X, weight=WEIGHT, out=OUT, rows=10, in_features=64, out_features=40),
+    "fold_batch_norm": dict(precision=FP32, out_precision=FP16, weight=WEIGHT, out=OUT, out_bias=OUT_BIAS, out_channels=40, in_channels=24, kernel_y=3, kernel_x=3,
+                            epilogue=dict(bn_weight=SCALE, bn_bias=BIAS, bn_mean=MEAN, bn_var=VAR)),
     "mbconv": dict(precision=FP16, layout=NHWC, x=X, expand_weight=EXPAND, expand_bias=EXPAND_BIAS, depthwise_weight=DEPTHWISE, depthwise_bias=DEPTHWISE_BIAS,
                    project_weight=PROJECT, project_bias=PROJECT_BIAS, out=OUT, workspace=WORKSPACE, batch=2, in_channels=16, hidden=96, out_channels=16,
                    height=9, width=7, kernel=3, stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1,
@@ -112,6 +114,11 @@ CHOICES = [
     ("linear", {"out": OUT + 8}, "fp16_generic"),
     ("linear", {"in_features": 60}, "fp16_generic"),
     ("linear", {"out_features": 41}, "fp16_generic"),
+    ("fold_batch_norm", {}, "fp32_to_fp16"),
+    ("fold_batch_norm", {"out_precision": BF16}, "fp32_to_bf16"),
+    ("fold_batch_norm", {"precision": TF32, "out_precision": FP32}, "fp32_to_fp32"),
+    ("fold_batch_norm", {"precision": BF16, "out_precision": BF16, "weight": WEIGHT + 2}, "bf16_to_bf16"),
+    ("fold_batch_norm", {"precision": FP16, "in_channels": 1, "taps_first": 1}, "fp16_to_fp16"),
 ]
 
 
@@ -142,6 +149,8 @@ def test_variant_and_grid(chosen, index):
         tiles *= ceil(p["out_channels"] / columns)
     elif op == "linear":
         tiles = ceil(p["rows"] / rows) * ceil(p["out_features"] / columns)
+    elif op == "fold_batch_norm":
+        tiles = ceil(p["out_channels"] / rows) * ceil(p["in_channels"] * p["kernel_y"] * p["kernel_x"] / columns)
     else:
         kernel, stride = p.get("kernel", p.get("kernel_y")), p["stride_y"]
         plane = ((p["height"] + 2 - kernel) // stride + 1) * ((p["width"] + 2 - kernel) // stride + 1)
@@ -297,7 +306,9 @@ def test_named_variant(stub, few_images):
     calls = []
     for op, variant in sorted(images):
         changes = {"variant": variant, "precision": ("fp16", "bf16", "tf32", "fp32").index(variant.split("_")[0])}
-        if op != "linear":
+        if op == "fold_batch_norm":
+            changes["out_precision"] = ("fp16", "bf16", "tf32", "fp32").index(variant.split("_")[2])
+        elif op != "linear":
             changes["layout"] = NCHW if "_nchw_" in variant else NHWC
         if op == "depthwise":
             changes["kernel"] = 5 if "_k5_" in variant else 3
@@ -376,6 +387,19 @@ def test_parameters_of_a_stem_and_a_block(stub):
 
 
 # ---- what is passed ----
+
+
+def test_folding_passes(stub):
+    """Strides of the weight; of the result those of its order; the statistics."""
+    depthwise = dict(in_channels=1, kernel_y=5, kernel_x=3, taps_first=1)
+    run = stub.run(launch("fold_batch_norm"), launch("fold_batch_norm", **depthwise), launch("fold_batch_norm", weight_strides=[216, 1, 72, 24])).assert_ok()
+    passed = [made["parameters"] for made in run.launches]
+    names = ("weight_out", "weight_in", "weight_row", "weight_column", "out_channel", "out_element")
+    assert [tuple(p[name] for name in names) for p in passed] == [(216, 9, 3, 1, 216, 1), (15, 15, 3, 1, 1, 40), (216, 1, 72, 24, 216, 1)]
+    for p, (channels, *kernel) in zip(passed, ((24, 3, 3), (1, 5, 3), (24, 3, 3))):
+        assert [p[name] for name in ("weight", "p0", "p1", "p2", "p3", "out", "out_bias")] == [WEIGHT, SCALE, BIAS, MEAN, VAR, OUT, OUT_BIAS]
+        assert [p[name] for name in ("out_channels", "in_channels", "kernel_y", "kernel_x", "flags")] == [40, channels, *kernel, 1]
+
 
 EPILOGUES = [
     # the struct, then what the kernel gets

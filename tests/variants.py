@@ -142,7 +142,17 @@ def stem_and_block(v, r, large):
     return Problem((r.randint(1, 3), in_channels, height, columns), (out_channels, 32, 1, 1), (1, 1), padding, (32, in_channels, 3, 3), stem_padding)
 
 
-PROBLEMS = {"stem_mbconv": stem_and_block, "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": block}
+def folding(v, r, large):
+    """There is no x. Many a small weight is a depthwise one."""
+    if large:
+        return Problem((1,), (r.randint(17, 70), r.randint(8, 30), r.randint(1, 5), r.randint(1, 5)))
+    return Problem((1,), (r.randint(1, 40), r.choice([1, r.randint(1, 20)]), r.randint(1, 5), r.randint(1, 5)))
+
+
+PROBLEMS = {
+    "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "fold_batch_norm": folding, "mbconv": block,
+    "stem_mbconv": stem_and_block,
+}  # fmt: skip
 WEIGHTS = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias")  # of a block
 # What an aligned variant was promised to lie on 16-byte boundaries.
 PROMISED = {
@@ -151,6 +161,7 @@ PROMISED = {
     "depthwise": ("x", "out"),
     "conv": ("out",),
     "linear": ("x", "weight", "out"),
+    "fold_batch_norm": (),
     "mbconv": ("x", *WEIGHTS, "residual", "out"),
     "stem_mbconv": ("stem_bias", *WEIGHTS, "out"),
 }
@@ -239,6 +250,10 @@ class Buffer:
         return torch.equal(self.there.cpu().view(torch.int16), self.host.view(torch.int16))
 
 
+def poison(count, dtype):
+    return torch.full((count * dtype.itemsize // 2,), POISON, dtype=torch.int16).view(dtype)
+
+
 def in_memory(t, layout):
     """t's numbers in the order in which they lie in memory; "taps": a depthwise weight tap by tap."""
     if layout == "taps":
@@ -271,7 +286,7 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
     inputs |= {name: buffer(name, t) for name, t in zip(("bn_weight", "bn_bias", "bn_mean", "bn_var"), tensors.get("batch_norm", []))}
     if "bias" in tensors:
         inputs["bias"] = buffer("bias", tensors["bias"])
-    out = buffer("out", torch.full((math.prod(out_shape) * DTYPES[v.precision].itemsize // 2,), POISON, dtype=torch.int16).view(DTYPES[v.precision]))
+    out = buffer("out", poison(math.prod(out_shape), DTYPES[v.precision]))
 
     addresses = {name: b.address for name, b in inputs.items()}
     epilogue = {name: address for name, address in addresses.items() if name == "bias" or name.startswith("bn_")}
@@ -374,6 +389,8 @@ def to_tf32(t):
 def check_variant(target, op, variant, guards):
     """Problems large and small, with every epilogue; `guards` are the numbers of elements of poison around tensors."""
     v, r = Variant(op, variant), random.Random(f"{op}/{variant}")
+    if op == "fold_batch_norm":
+        return check_folding(target, v, r, guards)
     squared_error = squared_truth = squared_in_steps = terms = 0
     for large in (True, False, False, False):
         problem = PROBLEMS[op](v, r, large)
@@ -396,6 +413,54 @@ def check_variant(target, op, variant, guards):
         assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the block is less accurate than its three steps"
     else:
         assert (squared_error / squared_truth) ** 0.5 <= rms_bound(v.precision, terms)
+
+
+def check_folding(target, v, r, guards):
+    """Weights in any strides, vectors of both types, both orders of the result; rounded once. And NaN and infinity."""
+    names, out_type = ("bn_weight", "bn_bias", "bn_mean", "bn_var"), v.name.split("_")[2]
+    for large, special in ((True, False), *[(False, False)] * 4, *[(False, True)] * 3):
+        shape = PROBLEMS["fold_batch_norm"](v, r, large).weight
+        for wide in (False, True):
+            tail, layout, taps_first = Tail("batch norm", "none", wide=wide), r.choice(["nchw", "nhwc"]), shape[1] == 1 and r.random() < 0.7
+            tensors = draw(v, Problem((1,), shape), tail, r)
+            weight, vectors = tensors["weight"], tensors["batch_norm"]
+            if special:
+                for t, count in ((weight, 4), *((vector, 2) for vector in vectors)):
+                    for _ in range(count):
+                        t.view(-1)[r.randrange(t.numel())] = r.choice([math.nan, math.inf, -math.inf, 0.0])
+            mean_scaled, truth, truth_bias = folded(weight, vectors)
+            for guard in guards:
+                inputs = {"weight": Buffer(in_memory(weight, layout), target.device, 1, guard)}
+                inputs |= {name: Buffer(t, target.device, 1, guard) for name, t in zip(names, vectors)}
+                outs = [Buffer(poison(t.numel(), dtype), target.device, 1, guard) for t, dtype in ((truth, DTYPES[out_type]), (truth_bias, torch.float32))]
+                epilogue = {name: inputs[name].address for name in names} | {"bn_eps": EPS, "vectors_are_fp32": int(wide)}
+                members = dict(zip(("out_channels", "in_channels", "kernel_y", "kernel_x"), shape)) | dict(zip(("out", "out_bias"), (b.address for b in outs)))
+                members |= dict(precision=list(DTYPES).index(v.precision), out_precision=list(DTYPES).index(out_type), weight=inputs["weight"].address, epilogue=epilogue)
+                members |= dict(weight_strides=list(strides_in_memory(weight, layout)), taps_first=int(taps_first), variant=v.name)
+                result = target.library.launch("fold_batch_norm", members)
+                assert result["status"] == c_api.OK, result["error"]
+                where = f"{shape}, {layout}, wide={wide}, taps_first={taps_first}, special={special}"
+                assert all(b.is_unchanged() for b in inputs.values()), f"an input was written to. {where}"
+                (out, out_is_intact), (bias, bias_is_intact) = (b.read() for b in outs)
+                assert out_is_intact and bias_is_intact, f"written outside the output. {where}"
+                for actual, expected, slack in ((out, in_memory(truth, "taps" if taps_first else "nchw"), 0.0), (bias, truth_bias, 2.0**-40 * mean_scaled.abs())):
+                    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+                        assert torch.equal(kind(actual), kind(expected.to(actual.dtype))), f"{kind.__name__}. {where}"
+                    excess = ((actual.double() - expected).abs() / (half_an_ulp(expected, actual.dtype) * 1.001 + slack))[expected.to(actual.dtype).isfinite()]
+                    assert (excess <= 1).all(), f"an element is off by {excess.max() / 2:.3f} ulp. {where}"
+
+
+def folded(weight, batch_norm):
+    """(mean * scale, folded weight, folded bias) in float64."""
+    gamma, beta, mean, var = (t.double() for t in batch_norm)
+    scale = gamma / (var + EPS).sqrt()
+    return mean * scale, weight.double() * scale.view(-1, 1, 1, 1), beta - mean * scale
+
+
+def half_an_ulp(t, dtype):
+    """Of a number of that type, for each element."""
+    info = torch.finfo(dtype)
+    return torch.ldexp(torch.full_like(t, info.eps / 2), torch.frexp(t).exponent - 1).clamp(min=info.smallest_normal * info.eps / 2)
 
 
 def check_nan_and_infinity_in_a_block(target, variant, padding):

@@ -10,10 +10,13 @@ Common to all of them:
 * NaN and infinity propagate as in the torch.nn.functional composition that the formula names.
 * Wrong arguments raise RuntimeError "effnet::<op>: <what was expected>, got <what came>".
 * All are differentiable in every tensor argument. Under autocast x, weights and residual are cast, vectors are not.
+
+fold_batch_norm() makes the weight and bias that the ops without batch norm take, and has its weight's dtype where they have x's.
 """
 
 from .conv import conv, conv_bn_relu
 from .depthwise import depthwise, depthwise_bn_relu6
+from .fold_batch_norm import fold_batch_norm
 from .linear import linear, linear_bias
 from .mbconv import mbconv, taps_first
 from .network import Network, Program, network
@@ -28,6 +31,7 @@ __all__ = [
     "conv_bn_relu",
     "depthwise",
     "depthwise_bn_relu6",
+    "fold_batch_norm",
     "linear",
     "linear_bias",
     "mbconv",

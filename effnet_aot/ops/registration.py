@@ -1,6 +1,7 @@
 """How an op gets its fake kernel, its gradient and its autocast rule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from .rules import BatchNorm, Convolution
 _fragment = torch.library.Library("effnet", "FRAGMENT")
 
 
-def call(op: Callable, *args) -> Tensor:
+def call(op: Callable, *args) -> Any:
     """op(*args). Where no gradient can be asked for, past the autograd key, whose Python kernel takes 12 us a call."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return op(*args)
@@ -20,22 +21,23 @@ def call(op: Callable, *args) -> Tensor:
         return op(*args)
 
 
-def register(name: str, *, fake: Callable, setup_context: Callable, backward: Callable) -> None:
-    """Registers what the stable C++ ABI cannot. `backward(ctx, grad, wanted)` returns gradients by argument name."""
+def register(name: str, *, fake: Callable, setup_context: Callable, backward: Callable, autocast: bool = True) -> None:
+    """Registers what the stable C++ ABI cannot. `backward(ctx, grad, wanted)`, with a grad for each result, returns
+    gradients by argument name. Without `autocast` tensors keep their types there."""
     if _library.error is not None:
         return
     op = getattr(torch.ops.effnet, name).default
     names = [argument.name for argument in op._schema.arguments]
 
-    def backward_in_order(ctx, grad):
+    def backward_in_order(ctx, *grads_of_results):
         needs = dict(zip(names, ctx.needs_input_grad))
         wanted = {name for name, needed in needs.items() if (any(needed) if isinstance(needed, list) else needed)}
-        grads = backward(ctx, grad, wanted)
+        grads = backward(ctx, *grads_of_results, wanted)
         return tuple(grads.get(name) if name in wanted else [None] * len(needed) if isinstance(needed, list) else None for name, needed in needs.items())
 
     torch.library.register_fake(op, fake, lib=_fragment)
     torch.library.register_autograd(op, backward_in_order, setup_context=setup_context, lib=_fragment)
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")) if autocast else ():
         _fragment.impl(op, _autocast_kernel(op, names, device_type, key), key, with_keyset=True)
 
 

@@ -126,15 +126,16 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_input_dtype(op: str, x: Tensor) -> None:
+def check_input_dtype(op: str, x: Tensor, name: str = "x") -> None:
     allowed = [torch.float32, torch.float16, torch.bfloat16] + ([] if x.device.type == "cuda" else [torch.float64])
     if x.dtype not in allowed:
-        fail(op, "x must be float16, bfloat16 or float32 (on the CPU also float64)", dtype_name(x.dtype))
+        fail(op, f"{name} must be float16, bfloat16 or float32 (on the CPU also float64)", dtype_name(x.dtype))
 
 
-def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
+def check_device(op: str, name: str, t: Tensor, x: Tensor, like: str = "x") -> None:
+    """`like` is what the errors call x, of which every other tensor takes device and type."""
     if t.device != x.device:
-        fail(op, f"{name} must be on {x.device} like x", t.device)
+        fail(op, f"{name} must be on {x.device} like {like}", t.device)
 
 
 def check_like_input(op: str, name: str, t: Tensor, x: Tensor) -> None:
@@ -143,20 +144,20 @@ def check_like_input(op: str, name: str, t: Tensor, x: Tensor) -> None:
     check_device(op, name, t, x)
 
 
-def check_vector(op: str, name: str, t: Tensor, x: Tensor, length_name: str, length: int) -> None:
+def check_vector(op: str, name: str, t: Tensor, x: Tensor, length_name: str, length: int, like: str = "x") -> None:
     if t.dtype not in (x.dtype, torch.float32):
         fail(op, f"{name} must be {dtype_name(x.dtype)}" + ("" if x.dtype == torch.float32 else " or float32"), dtype_name(t.dtype))
-    check_device(op, name, t, x)
+    check_device(op, name, t, x, like)
     if t.dim() != 1 or t.shape[0] != length:
         fail(op, f"{name} must be ({length_name},) with {length_name} = {length}", shape_of(t))
 
 
-def check_batch_norm(op: str, bn: BatchNorm, x: Tensor, out_channels: int) -> None:
-    check_vector(op, "bn_weight", bn.weight, x, "C_out", out_channels)
+def check_batch_norm(op: str, bn: BatchNorm, x: Tensor, out_channels: int, like: str = "x") -> None:
+    check_vector(op, "bn_weight", bn.weight, x, "C_out", out_channels, like)
     for name, t in (("bn_bias", bn.bias), ("bn_mean", bn.mean), ("bn_var", bn.var)):
         if t.dtype != bn.weight.dtype:
             fail(op, f"{name} must be {dtype_name(bn.weight.dtype)} like bn_weight", dtype_name(t.dtype))
-        check_vector(op, name, t, x, "C_out", out_channels)
+        check_vector(op, name, t, x, "C_out", out_channels, like)
     if not bn.eps >= 0:
         fail(op, "eps must be at least 0", f"{bn.eps:g}")
 
@@ -309,6 +310,30 @@ def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tup
         check_indexable(op, "weight", weight.shape)
         check_indexable(op, "the output", out)
     return out
+
+
+def check_fold_batch_norm(
+    op: str, weight: Tensor, bn_weight: Tensor, bn_bias: Tensor, bn_mean: Tensor, bn_var: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None, taps_first: bool = False
+) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Returns the folded weight's dtype and strides."""
+    w = weight.shape
+    if len(w) not in (2, 4) or any(size < 1 for size in w):
+        fail(op, "weight must be (C_out, C_in, k_h, k_w) or (C_out, C_in), each at least 1", shape_of(weight))
+    check_input_dtype(op, weight, "weight")
+    check_batch_norm(op, BatchNorm(bn_weight, bn_bias, bn_mean, bn_var, eps), weight, w[0], "weight")
+    dtype = dtype or weight.dtype
+    wide = [torch.float64, torch.float32]
+    allowed = [*wide[wide.index(weight.dtype) :], torch.float16, torch.bfloat16] if weight.dtype in wide else [weight.dtype]
+    if dtype not in allowed:  # folding rounds, it never widens
+        *others, last = map(dtype_name, allowed)
+        fail(op, f"dtype must be {', '.join(others)} or {last}" if others else f"dtype must be {last} like weight", dtype_name(dtype))
+    if taps_first and (len(w) != 4 or w[1] != 1):
+        fail(op, "weight must be (C, 1, k_h, k_w) with taps_first", shape_of(weight))
+    if weight.device.type == "cuda":
+        check_indexable(op, "weight", w)
+    if taps_first:
+        return dtype, (1, w[2] * w[3] * w[0], w[3] * w[0], w[0])
+    return dtype, (w[1], 1) if len(w) == 2 else (w[1] * w[2] * w[3], w[2] * w[3], w[3], 1)
 
 
 def format_of(x: Tensor) -> torch.memory_format:

@@ -48,6 +48,11 @@ int main_on(at::Device device) {
   const effnet::Padding same = {1, 1, 1, 1}, tensorflow = {0, 1, 0, 1};
   const auto linear = [&] { return at::linear(features.to(at::kDouble), matrix.to(at::kDouble), bias100.to(at::kDouble)); };
 
+  const auto folded = [&] {
+    const auto [weight, bias] = effnet::fold_batch_norm(expand, bn96[0], bn96[1], bn96[2], bn96[3]);
+    return effnet::pointwise(x, weight, bias);
+  };
+
   struct Check {
     const char* name;
     Tensor actual;
@@ -81,6 +86,8 @@ int main_on(at::Device device) {
          y = Reference{.x = y, .weight = depth96, .groups = 96, .padding = same, .bias = bias96, .low = 0, .high = 6}();
          return Reference{.x = y, .weight = project, .bias = bias24, .residual = x}();
        }},
+      // Folding commutes with the convolution.
+      {"fold_batch_norm", folded(), Reference{.x = x, .weight = expand, .bn = bn96}},
       // One step: the pointwise convolution (1) of x (0) without residual (-1), with weights 0 and 1, relu6 (2).
       {"network", effnet::network(x, {expand, bias96}, {1, 0, -1, 0, 1, 2}), Reference{.x = x, .weight = expand, .bias = bias96, .low = 0, .high = 6}},
   };

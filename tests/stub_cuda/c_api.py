@@ -45,8 +45,16 @@ Mbconv = struct(
     (c_int32, "biases_are_fp32 depthwise_taps_first activation"), (c_char_p, "variant"),
 )  # fmt: skip
 StemMbconv = struct("effnet_stem_mbconv", (POINTER(Conv), "stem"), (POINTER(Mbconv), "block"), (c_void_p, "workspace"), (c_char_p, "variant"))
-STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, Mbconv, StemMbconv]
-PROBLEMS = {"pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "mbconv": Mbconv, "stem_mbconv": StemMbconv}
+FoldBatchNorm = struct(
+    "effnet_fold_batch_norm", (c_int32, "precision out_precision"), (c_void_p, "weight out out_bias"),
+    (c_int64, "out_channels in_channels kernel_y kernel_x"), (POINTER(c_int64), "weight_strides"), (POINTER(Epilogue), "epilogue"),
+    (c_int32, "taps_first"), (c_char_p, "variant"),
+)  # fmt: skip
+STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, FoldBatchNorm, Mbconv, StemMbconv]
+PROBLEMS = {
+    "pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm,
+    "mbconv": Mbconv, "stem_mbconv": StemMbconv,
+}  # fmt: skip
 
 
 class Library:

@@ -10,7 +10,7 @@
  * Memory. Pointers named x, out, residual, workspace, bn_*, or with weight or bias in their names, are device addresses
  * of the given device. Nothing is allocated, copied or freed here: the caller owns all of it and keeps it alive until the
  * stream has passed the launch.
- * out must not overlap an input, except that it may be the residual itself. Where every pointer is 16-byte aligned and
+ * out and out_bias must not overlap an input, except that it may be the residual itself. Where every pointer is 16-byte aligned and
  * every channel count (for NCHW pointwise: in_channels and height * width) a multiple of 8, faster variants serve.
  * The structs themselves, and what they point to on the host, are read before the call returns.
  *
@@ -175,6 +175,26 @@ typedef struct effnet_linear {
 } effnet_linear;
 
 EFFNET_API int effnet_launch_linear(const effnet_linear *problem, int device, void *stream);
+
+/* Batch norm folded into the convolution before it, for the functions above:
+ *   scale = bn_weight / sqrt(bn_var + bn_eps), out = weight * scale, out_bias = bn_bias - bn_mean * scale.
+ * weight and out (out_channels, in_channels, kernel_y, kernel_x), a matrix with kernels of 1; out_bias (out_channels,). */
+typedef struct effnet_fold_batch_norm {
+  size_t struct_size;    /* sizeof(effnet_fold_batch_norm) */
+  int32_t precision;     /* of weight; TF32 and FP32 are the same here */
+  int32_t out_precision; /* of out: weight's, or any where that is FP32 */
+  const void *weight;
+  void *out;
+  void *out_bias; /* float32 */
+  int64_t out_channels, in_channels;
+  int64_t kernel_y, kernel_x;
+  const int64_t *weight_strides;   /* as effnet_conv has them */
+  const effnet_epilogue *epilogue; /* the batch norm, and no activation */
+  int32_t taps_first;              /* 1: out lies as (kernel_y, kernel_x, out_channels), and in_channels is 1 */
+  const char *variant;
+} effnet_fold_batch_norm;
+
+EFFNET_API int effnet_launch_fold_batch_norm(const effnet_fold_batch_norm *problem, int device, void *stream);
 
 /* A whole MBConv block, batch norm folded: project(activation(depthwise(activation(expand(x))))) + residual.
  * x (batch, in_channels, height, width), expand_weight (hidden, in_channels), depthwise_weight (hidden, kernel, kernel),

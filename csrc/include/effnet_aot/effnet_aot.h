@@ -14,6 +14,7 @@
 #include <array>
 #include <optional>
 #include <string_view>
+#include <tuple>
 
 #include "introspection.h"  // kernels(), build_info(), device_image(device), preload(device)
 
@@ -37,6 +38,7 @@ using Conv = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::string_v
 using PointwisePool = at::Tensor(T, T, O, std::string_view);
 using FoldedLinear = at::Tensor(T, T, O);
 using Mbconv = at::Tensor(T, O, O, T, O, T, O, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
+using FoldBatchNorm = std::tuple<at::Tensor, at::Tensor>(T, T, T, T, T, double, std::optional<at::ScalarType>, bool);
 using Network = at::Tensor(T, at::TensorList, at::IntArrayRef);
 
 template <class Signature>
@@ -131,6 +133,14 @@ inline at::Tensor mbconv(const at::Tensor& x, const OptionalTensor& expand_weigh
                          std::string_view activation = "relu6") {
   static const auto op = detail::find<detail::Mbconv>("effnet::mbconv");
   return op.call(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, stride, padding, activation);
+}
+
+// The weight and the bias that these take; dtype std::nullopt: the weight's. taps_first: see Python's ops.taps_first().
+inline std::tuple<at::Tensor, at::Tensor> fold_batch_norm(const at::Tensor& weight, const at::Tensor& bn_weight, const at::Tensor& bn_bias, const at::Tensor& bn_mean,
+                                                          const at::Tensor& bn_var, double eps = 1e-5, std::optional<at::ScalarType> dtype = std::nullopt,
+                                                          bool taps_first = false) {
+  static const auto op = detail::find<detail::FoldBatchNorm>("effnet::fold_batch_norm");
+  return op.call(weight, bn_weight, bn_bias, bn_mean, bn_var, eps, dtype, taps_first);
 }
 
 // A network in one call: `program` are the numbers of a Program of the Python package, over indices of `weights`.
