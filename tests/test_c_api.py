@@ -12,7 +12,7 @@ import pytest
 import stub_cuda
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
-from test_launcher import BIAS, EXPAND_BIAS, MEAN, OUT, OUT_BIAS, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, launch
+from test_launcher import BIAS, EXPAND_BIAS, MEAN, OUT, OUT_BIAS, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, both, launch
 
 import effnet_aot
 
@@ -188,8 +188,12 @@ def test_null_problems(stub):
 
 def test_nothing_to_do(stub):
     addresses = ("x", "out", "weight", "depthwise_weight", "project_weight", "workspace")
-    ops = [op for op in PROBLEMS if op != "fold_batch_norm"]  # which always has a weight
-    calls = [launch(op, **{name: None for name in addresses if name in PROBLEMS[op]}, **({"rows": 0} if op == "linear" else {"batch": 0})) for op in ops]
+
+    def nothing(op):
+        return {name: None for name in addresses if name in PROBLEMS[op]} | ({"rows": 0} if op == "linear" else {"batch": 0})
+
+    ops = [op for op in PROBLEMS if op not in ("fold_batch_norm", "stem_mbconv")]  # the first always has a weight
+    calls = [launch(op, **nothing(op)) for op in ops] + [["launch", "stem_mbconv", both(nothing("conv"), nothing("mbconv"))]]
     run = stub.run(*calls, ["mbconv_workspace", PROBLEMS["mbconv"] | {"batch": 0}]).assert_ok()
     assert run.results[-1]["value"] == 0
     assert run.records == []
