@@ -72,13 +72,12 @@ def exact(
     return Exact(value, magnitude, terms)
 
 
-def exact_mbconv(args: dict) -> Exact:
-    """A chain of three. Activations and residual do not make errors larger, convolutions as their weights' magnitudes do."""
+def exact_chain(args: dict) -> Exact:
+    """mbconv and expand_depthwise: a chain of those of the three steps that have a weight. Activations and residual do not make errors larger, convolutions as their weights' magnitudes do."""
     x, activation = args["x"], args.get("activation", "relu6")
     window = {name: numbers(args.get(name, 1), count) for name, count in (("stride", 2), ("padding", 4))}
-    steps = [("depthwise", {"depthwise": True, "activation": activation, **window}), ("project", {"residual": args.get("residual")})]
-    if args.get("expand_weight") is not None:
-        steps.insert(0, ("expand", {"activation": activation}))
+    steps = [("expand", {"activation": activation}), ("depthwise", {"depthwise": True, "activation": activation, **window}), ("project", {"residual": args.get("residual")})]
+    steps = [(name, options) for name, options in steps if args.get(f"{name}_weight") is not None]
     value = magnitude = x
     terms = 0
     for name, options in steps:
@@ -92,8 +91,8 @@ def exact_mbconv(args: dict) -> Exact:
 
 def exact_call(op: str, args: dict) -> Exact:
     """The same for a call of torch.ops.effnet.<op>, with its arguments by name."""
-    if op == "mbconv":
-        return exact_mbconv(args)
+    if op in ("mbconv", "expand_depthwise"):
+        return exact_chain(args)
     options = {name: args[name] for name in ("bias", "residual", "activation", "eps") if args.get(name) is not None}
     for name in ("stride", "padding"):
         if name in args:

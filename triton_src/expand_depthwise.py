@@ -1,0 +1,237 @@
+"""The first two steps of an MBConv block in one kernel: out = activation(depthwise(activation(x * expand^T + b)) + b').
+
+For maps of few pixels and many channels, where the expanded map would go through the caches twice. A program owns a band of
+an image's rows, the whole image where it fits, and a chunk of the hidden channels. First the tensor cores compute the expanded
+values of the band, with the rows that its windows reach into, and they go to shared memory in the map's type. Then every thread
+filters: 16 bytes of channels of a pixel column, STEPS output rows at once, so that a loaded row serves all of them.
+
+Channels are renamed so that all that a thread loads or stores lies side by side in memory; the products do not care. Sums
+are float32's: in the products of the tensor cores, whose operands are TF32 where the map is float32, and in the multiply-adds
+of the filter. Out of the image a tap reads a row of zeros. In Gluon, for its control over register layouts and shared memory.
+Wants channels_last, float32 biases and the depthwise weight stored tap by tap.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
+
+from ._gluon import clamp, to_tf32
+from ._launch import let_next_start_gluon, wait_for_maps_gluon
+from ._variant import PRECISION_CODES, Variant
+
+
+@gluon.constexpr_function
+def bits(count, first=1):
+    """first, 2 * first, 4 * first: what the bits of an index below `count` stand for."""
+    return [first << i for i in range(count.bit_length() - 1)]
+
+
+@gluon.constexpr_function
+def pixels_layout(rows, depth, warps_m, warps_n):
+    """Of (rows, depth): four threads share a pixel's channels, and a thread has pixels 8 apart, as the left operand does."""
+    across = depth // 4
+    own = bits(warps_m, 16) if warps_m * 16 <= rows else [0] * len(bits(warps_m))
+    return gl.DistributedLinearLayout([[0, b] for b in bits(across)] + [[8, 0]] + [[b, 0] for b in bits(rows // (16 * warps_m), 16 * warps_m)],
+                                      [[0, across], [0, 2 * across], [1, 0], [2, 0], [4, 0]], [[0, 0] for _ in bits(warps_n)] + [[b, 0] for b in own], [], [rows, depth])
+
+
+@gluon.constexpr_function
+def weights_layout(chunk, depth, warps_m, warps_n):
+    """Of (chunk, depth): the right operand's columns are hidden channels, 2 * t + e of tile i being (t, i, e) of a warp's."""
+    across, each = depth // 4, chunk // warps_n
+    lanes = [[0, across], [0, 2 * across], [1, 0], [each // 4, 0], [each // 2, 0]]
+    return gl.DistributedLinearLayout([[0, b] for b in bits(across)] + [[b, 0] for b in bits(each // 8, 2)], lanes, [[b, 0] for b in bits(warps_n, each)] + [[0, 0] for _ in bits(warps_m)], [], [chunk, depth])
+
+
+@gluon.jit
+def as_depth(tile):
+    """(rows, channels), of which each of four threads has a quarter in a row, in the order of a product's depth."""
+    ROWS: gl.constexpr = tile.shape[0]
+    DEPTH: gl.constexpr = tile.shape[1]
+    if tile.dtype == gl.float32:
+        return tile.reshape([ROWS, 4, DEPTH // 8, 2]).permute([0, 2, 3, 1]).reshape([ROWS, DEPTH])
+    else:
+        return tile.reshape([ROWS, 4, DEPTH // 16, 2, 2]).permute([0, 2, 3, 1, 4]).reshape([ROWS, DEPTH])
+
+
+@gluon.jit
+def by_tile(tile, WARPS_N: gl.constexpr):
+    """(chunk, depth) with the hidden channels, as they lie in memory, in the order of the tiles: (warp, t, i, e) to (i, warp, t, e)."""
+    CHUNK: gl.constexpr = tile.shape[0]
+    return tile.reshape([WARPS_N, 4, CHUNK // WARPS_N // 8, 2, tile.shape[1]]).permute([2, 0, 1, 3, 4]).reshape([CHUNK, tile.shape[1]])
+
+
+@gluon.jit
+def from_tiles(tile, WARPS_N: gl.constexpr):
+    """(rows, chunk) with the hidden channels as they lie in memory again."""
+    ROWS: gl.constexpr = tile.shape[0]
+    CHUNK: gl.constexpr = tile.shape[1]
+    return tile.reshape([ROWS, CHUNK // WARPS_N // 8, WARPS_N, 4, 2]).permute([0, 2, 3, 1, 4]).reshape([ROWS, CHUNK])
+
+
+@gluon.jit
+def load_pixels(pixels, exists, first, in_channels, PARTS: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    """PARTS left operands: the pixels' channels from `first` on."""
+    parts = ()
+    for part in gl.static_range(PARTS):
+        c = first + part * loads.shape[1] + gl.arange(0, loads.shape[1], layout=gl.SliceLayout(0, loads))
+        v = gl.load(pixels[:, None] + c[None, :], mask=exists[:, None] & (c < in_channels)[None, :], other=0.0)
+        parts = parts + (gl.convert_layout(as_depth(to_tf32(v)), layout),)
+    return parts
+
+
+@gluon.jit
+def copy_weights(weight, first_row, first, shared, in_channels, hidden, loads: gl.constexpr):
+    """The input channels from `first` on of a chunk of hidden channels, on their way into the parts of shared memory."""
+    h = first_row + gl.arange(0, shared[0].shape[0], layout=gl.SliceLayout(1, loads))
+    for part in gl.static_range(len(shared)):
+        c = first + part * shared[0].shape[1] + gl.arange(0, shared[0].shape[1], layout=gl.SliceLayout(0, loads))
+        async_copy.async_copy_global_to_shared(shared[part], weight + h[:, None] * in_channels + c[None, :], mask=(h < hidden)[:, None] & (c < in_channels)[None, :])
+    async_copy.commit_group()
+
+
+@gluon.jit
+def add_products(value, pixels, shared, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    for part in gl.static_range(len(shared)):
+        w = by_tile(as_depth(to_tf32(shared[part].load(loads))), WARPS_N).permute([1, 0])
+        value = mma_v2(pixels[part], gl.convert_layout(w, layout), value, input_precision="tf32")
+    return value
+
+
+@gluon.jit
+def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, out,
+                            in_channels, hidden, height, width, out_height, out_width, band, left, top, low, high,
+                            KERNEL: gl.constexpr, STRIDE: gl.constexpr, PIXELS: gl.constexpr, CHUNK: gl.constexpr, PARTS: gl.constexpr, STEPS: gl.constexpr,
+                            WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    """`band` output rows a program, whose windows have PIXELS pixels at most. PARTS times 64 bytes of input channels at a time."""
+    let_next_start_gluon(DEPENDENT_LAUNCH)
+    WARPS: gl.constexpr = WARPS_M * WARPS_N
+    dtype: gl.constexpr = x.dtype.element_ty
+    FP32: gl.constexpr = dtype == gl.float32
+    VECTOR: gl.constexpr = 4 if FP32 else 8
+    DEPTH: gl.constexpr = 4 * VECTOR
+    SLOTS: gl.constexpr = 32 * WARPS * VECTOR // CHUNK
+    TAPS: gl.constexpr = 16 if KERNEL == 3 else 32
+    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS_M, WARPS_N], [16, 8])
+    left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if FP32 else 2)
+    right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if FP32 else 2)
+    of_pixels: gl.constexpr = pixels_layout(PIXELS, DEPTH, WARPS_M, WARPS_N)
+    of_weights: gl.constexpr = weights_layout(CHUNK, DEPTH, WARPS_M, WARPS_N)
+    copies: gl.constexpr = gl.BlockedLayout([1, VECTOR], [8, 4], [WARPS, 1], [1, 0])
+    vectors: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 * VECTOR // CHUNK, CHUNK // VECTOR], [WARPS, 1], [1, 0])
+    ones: gl.constexpr = gl.BlockedLayout([1, 1], [32 // min(CHUNK, 32), min(CHUNK, 32)], [WARPS, 1], [1, 0])
+
+    chunks = gl.cdiv(hidden, CHUNK)
+    bands = gl.cdiv(out_height, band)
+    first_channel = gl.program_id(0) % chunks * CHUNK
+    image = gl.program_id(0) // chunks // bands
+    first_row = gl.program_id(0) // chunks % bands * band
+    end_row = gl.minimum(first_row + band, out_height)
+    # The input rows that the band's windows reach into, of those that there are: pixels in a row in memory.
+    begin = gl.maximum(first_row * STRIDE - top, 0)
+    end = gl.minimum((end_row - 1) * STRIDE - top + KERNEL, height)
+    pixels = (end - begin) * width
+
+    weights_parts = ()  # one by one: the compiler would put a barrier between writes to parts of one allocation
+    for _ in gl.static_range(PARTS):
+        weights_parts = weights_parts + (gl.allocate_shared_memory(dtype, [CHUNK, DEPTH], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])),)
+    copy_weights(expand_weight, first_channel, 0, weights_parts, in_channels, hidden, copies)
+    # The filters, and the bias below them, wait in shared memory, as float32.
+    tap = gl.arange(0, TAPS, layout=gl.SliceLayout(1, ones))
+    h = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, ones))
+    filters = gl.load(depthwise_weight + tap[:, None] * hidden + h[None, :], mask=(tap < KERNEL * KERNEL)[:, None] & (h < hidden)[None, :], other=0.0).to(gl.float32)
+    filters += gl.load(depthwise_bias + h[None, :] + gl.zeros_like(tap)[:, None], mask=(tap == KERNEL * KERNEL)[:, None] & (h < hidden)[None, :], other=0.0)
+    shared_filters = gl.allocate_shared_memory(gl.float32, [TAPS, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    shared_filters.store(filters)
+    column = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma))
+    h = first_channel + column // 8 % WARPS_N * (CHUNK // WARPS_N) + column % 8 // 2 * (CHUNK // WARPS_N // 4) + column // (8 * WARPS_N) * 2 + column % 2
+    value = gl.load(expand_bias + h, mask=h < hidden, other=0.0)[None, :] + gl.zeros([PIXELS, CHUNK], gl.float32, layout=mma)
+
+    p = gl.arange(0, PIXELS, layout=gl.SliceLayout(1, of_pixels))
+    near = x + ((image * height + begin) * width + p) * in_channels
+    exists = p < pixels
+    wait_for_maps_gluon(DEPENDENT_LAUNCH)
+    channels = load_pixels(near, exists, 0, in_channels, PARTS, of_pixels, left_operand)
+    async_copy.wait_group(0)
+    gl.barrier()
+    value = add_products(value, channels, weights_parts, WARPS_N, of_weights, right_operand)
+    for first in range(PARTS * DEPTH, in_channels, PARTS * DEPTH):
+        gl.barrier()
+        copy_weights(expand_weight, first_channel, first, weights_parts, in_channels, hidden, copies)
+        channels = load_pixels(near, exists, first, in_channels, PARTS, of_pixels, left_operand)
+        async_copy.wait_group(0)
+        gl.barrier()
+        value = add_products(value, channels, weights_parts, WARPS_N, of_weights, right_operand)
+
+    expanded = gl.allocate_shared_memory(dtype, [2 * PIXELS, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    expanded.slice(0, PIXELS, 0).store(from_tiles(clamp(value, low, high).to(dtype), WARPS_N))
+    expanded.slice(PIXELS, 8, 0).store(gl.zeros([8, CHUNK], dtype, layout=vectors))
+    gl.barrier()
+
+    slot = gl.arange(0, SLOTS, layout=gl.SliceLayout(1, vectors))
+    c = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, vectors))
+    anywhere = gl.zeros([SLOTS, CHUNK], gl.int32, layout=vectors)
+    columns = gl.cdiv(end_row - first_row, STEPS) * out_width
+    for first in range(0, columns, SLOTS):
+        row = first_row + (first + slot) // out_width * STEPS
+        z = (first + slot) % out_width
+        sums = ()
+        for r in gl.static_range(STEPS):
+            sums = sums + (shared_filters.slice(KERNEL * KERNEL, 1, 0).load(vectors) + gl.zeros([SLOTS, CHUNK], gl.float32, layout=vectors),)
+        for kx in gl.static_range(KERNEL):
+            iz = z * STRIDE - left + kx
+            weights = ()
+            for ky in gl.static_range(KERNEL):
+                weights = weights + (shared_filters.slice(ky * KERNEL + kx, 1, 0).load(vectors),)
+            for i in gl.static_range((STEPS - 1) * STRIDE + KERNEL):
+                iy = row * STRIDE - top + i
+                inside = (iy >= begin) & (iy < end) & (iz >= 0) & (iz < width)
+                # Masked, so that the compiler sees that it is a row, and loads all of a thread's channels at once.
+                where = gl.where(inside, (iy - begin) * width + iz, PIXELS) & (2 * PIXELS - 1)
+                v = expanded.gather(where[:, None] + anywhere, 0).to(gl.float32)
+                added = ()
+                for r in gl.static_range(STEPS):
+                    if i >= r * STRIDE and i < r * STRIDE + KERNEL:
+                        added = added + (sums[r] + v * weights[i - r * STRIDE],)
+                    else:
+                        added = added + (sums[r],)
+                sums = added
+        for r in gl.static_range(STEPS):
+            where = ((image * out_height + row + r) * out_width + z)[:, None] * hidden + c[None, :]
+            gl.store(out + where, clamp(sums[r], low, high).to(dtype), mask=(row + r < end_row)[:, None] & (c < hidden)[None, :])
+
+
+# By precision: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels, output rows a thread, and
+# warps along pixels and along hidden channels.
+SHIPPED = {
+    "fp16": [(256, 32, 3, 4, 8, 1), (64, 32, 3, 2, 4, 1), (256, 16, 3, 2, 8, 1)],
+    "tf32": [(256, 16, 2, 4, 8, 1), (64, 32, 2, 2, 4, 1)],
+}
+SHIPPED["bf16"] = SHIPPED["fp16"]
+
+
+def variants():
+    for precision in ("fp16", "bf16", "tf32"):
+        for stride in (1, 2):
+            for sizes in SHIPPED[precision]:
+                yield variant(precision, 3, stride, *sizes)
+
+
+def candidates():
+    return []
+
+
+def variant(precision, kernel, stride, pixels, chunk, parts, steps, warps_m, warps_n):
+    stored = "fp32" if precision == "tf32" else precision
+    pointers = ("x", "expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "out")
+    numbers = ("in_channels", "hidden", "height", "width", "out_height", "out_width", "band", "left", "top")
+    return Variant(
+        op="expand_depthwise",
+        name=f"{precision}_k{kernel}_s{stride}_w{warps_m}x{warps_n}_{pixels}x{chunk}x{parts}_rows{steps}",
+        kernel=effnet_expand_depthwise,
+        parameters={**{p: "*fp32" if p.endswith("bias") else f"*{stored}" for p in pointers}, **{n: "i32" for n in numbers}, "low": "fp32", "high": "fp32"},
+        constants={"KERNEL": kernel, "STRIDE": stride, "PIXELS": pixels, "CHUNK": chunk, "PARTS": parts, "STEPS": steps, "WARPS_M": warps_m, "WARPS_N": warps_n},
+        attributes={"precision": PRECISION_CODES[precision], "kernel": kernel, "stride": stride, "pixels": pixels, "chunk": chunk, "parts": parts, "steps": steps},
+        divisible={**{p: 16 for p in pointers}, "in_channels": 8, "hidden": 8},
+        num_warps=warps_m * warps_n,
+    )
