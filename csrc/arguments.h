@@ -59,6 +59,10 @@ struct LinearShape {
   int64_t rows, in_features, out_features;
 };
 
+struct ExpandDepthwiseShape {
+  ConvShape expand, depthwise;
+};
+
 // A block's three convolutions. Without expand step the first is not there.
 struct MbconvShape {
   std::optional<ConvShape> expand;
@@ -92,6 +96,15 @@ struct ConvOperands {
   const char* out_name = "the output";
 };
 
+struct ExpandDepthwiseOperands {
+  Meta x;
+  bool channels_last;
+  Meta expand_weight;
+  std::optional<Meta> expand_bias;
+  Meta depthwise_weight;
+  std::optional<Meta> depthwise_bias;
+};
+
 struct MbconvOperands {
   Meta x;
   bool channels_last;
@@ -100,6 +113,16 @@ struct MbconvOperands {
   std::optional<Meta> depthwise_bias;
   Meta project_weight;
   std::optional<Meta> project_bias, residual;
+};
+
+// The tensors of the first two steps of an MBConv block with biases folded in. Null where absent; borrowed.
+struct ExpandDepthwise {
+  const Tensor* expand_weight;
+  const Tensor* expand_bias = nullptr;
+  const Tensor* depthwise_weight;
+  const Tensor* depthwise_bias = nullptr;
+  Activation activation = Activation::none;  // after each
+  Window window;
 };
 
 // The tensors of a whole MBConv block with biases folded in. Null where absent; borrowed.
@@ -125,12 +148,15 @@ ConvShape check_pointwise(const char* op, const ConvOperands& operands, bool poo
 ConvShape check_depthwise(const char* op, const ConvOperands& operands, const Window& window);
 // weight (C_out, C_in, kernel_height, kernel_width), any kernel and stride.
 ConvShape check_conv(const char* op, const ConvOperands& operands, const Window& window);
+// The map between the convolutions must be indexable too, whether or not a kernel stores it. Biases have one type.
+ExpandDepthwiseShape check_expand_depthwise(const char* op, const ExpandDepthwiseOperands& operands, const Window& window);
 // The maps between the three convolutions must be indexable too, whether or not a kernel stores them. Biases have one type.
 MbconvShape check_mbconv(const char* op, const MbconvOperands& operands, const Window& window);
 // x (rows, in_features), weight (out_features, in_features), bias (out_features).
 LinearShape check_linear(const char* op, const Meta& x, const Meta& weight, const std::optional<Meta>& bias);
 
 ConvOperands operands(const Tensor& x, const Tensor& weight, const Epilogue& epilogue);
+ExpandDepthwiseOperands operands(const Tensor& x, const ExpandDepthwise& beginning);
 MbconvOperands operands(const Tensor& x, const Mbconv& block);
 std::optional<Meta> optional_meta(const char* name, const Tensor* t);
 

@@ -88,6 +88,28 @@ Tensor dense(const Tensor& x, bool channels_last) {
 
 Tensor dense(const Tensor& t) { return is_contiguous(t) ? t : torch::stable::contiguous(t); }
 
+// Whether this bias, where there is one, is float32 beside an x of another type.
+bool are_fp32(const Tensor* bias, const Tensor& x) { return bias && bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float; }
+
+// The tensors of a chain of convolutions: their addresses, and what had to be copied, or is only held.
+struct Operands {
+  std::array<std::optional<Tensor>, 8> owned;
+  int count = 0;
+
+  const void* address(Tensor t) { return owned[count++].emplace(std::move(t)).const_data_ptr(); }
+  const void* matrix(const Tensor* t) { return t ? address(dense(*t)) : nullptr; }
+
+  // What expand_depthwise and mbconv share.
+  template <class Problem, class Block>
+  void read_beginning(Problem& problem, const Tensor& x, const Block& block, bool channels_last) {
+    problem.x = address(dense(x, channels_last));
+    problem.expand_weight = matrix(block.expand_weight), problem.expand_bias = matrix(block.expand_bias);
+    problem.depthwise_taps_first = is_taps_first(*block.depthwise_weight);
+    problem.depthwise_weight = problem.depthwise_taps_first ? block.depthwise_weight->const_data_ptr() : matrix(block.depthwise_weight);
+    problem.depthwise_bias = matrix(block.depthwise_bias);
+  }
+};
+
 struct Cuda {
   static Tensor pointwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
     const ConvShape s = check_pointwise(op, operands(x, weight, epilogue));
@@ -154,28 +176,37 @@ struct Cuda {
     return out;
   }
 
+  static Tensor expand_depthwise(const char* op, const Tensor& x, const ExpandDepthwise& beginning) {
+    const ExpandDepthwiseShape s = check_expand_depthwise(op, operands(x, beginning), beginning.window);
+    const bool channels_last = s.depthwise.channels_last;
+    Tensor out = empty_image(x, s.depthwise, channels_last);
+    if (s.depthwise.out_numel() == 0) return out;
+
+    Operands tensors;
+    ExpandDepthwiseProblem problem = expand_depthwise_problem(op, precision_of(x, tf32_for_convolutions()), s, beginning.activation);
+    tensors.read_beginning(problem, x, beginning, channels_last);
+    problem.out = out.mutable_data_ptr();
+    problem.vectors_are_fp32 = are_fp32(beginning.expand_bias ? beginning.expand_bias : beginning.depthwise_bias, x);
+    const Place place = place_of(x);
+    const Tensor workspace = empty_bytes(x, expand_depthwise_workspace(problem, place.device));
+    launch_expand_depthwise(problem, workspace.mutable_data_ptr(), place);
+    return out;
+  }
+
   static Tensor mbconv(const char* op, const Tensor& x, const Mbconv& block) {
     const MbconvShape s = check_mbconv(op, operands(x, block), block.window);
     const bool channels_last = s.project.channels_last;
     Tensor out = empty_image(x, s.project, channels_last);
     if (s.project.out_numel() == 0) return out;
 
-    std::array<std::optional<Tensor>, 8> owned;  // what had to be copied, or is only held
-    int count = 0;
-    auto address = [&](Tensor t) { return owned[count++].emplace(std::move(t)).const_data_ptr(); };
-    auto matrix = [&](const Tensor* t) { return t ? address(dense(*t)) : nullptr; };
-    const bool taps_first = is_taps_first(*block.depthwise_weight);
-    const Tensor* first_bias = block.expand_bias ? block.expand_bias : block.depthwise_bias ? block.depthwise_bias : block.project_bias;
+    Operands tensors;
     MbconvProblem problem = mbconv_problem(op, precision_of(x, tf32_for_convolutions()), s, block.activation);
-    problem.x = address(dense(x, channels_last));
-    problem.expand_weight = matrix(block.expand_weight), problem.expand_bias = matrix(block.expand_bias);
-    problem.depthwise_weight = taps_first ? block.depthwise_weight->const_data_ptr() : matrix(block.depthwise_weight);
-    problem.depthwise_taps_first = taps_first;
-    problem.depthwise_bias = matrix(block.depthwise_bias);
-    problem.project_weight = matrix(block.project_weight), problem.project_bias = matrix(block.project_bias);
-    problem.residual = block.residual ? address(dense(*block.residual, channels_last)) : nullptr;
+    tensors.read_beginning(problem, x, block, channels_last);
+    const Tensor* first_bias = block.expand_bias ? block.expand_bias : block.depthwise_bias ? block.depthwise_bias : block.project_bias;
+    problem.project_weight = tensors.matrix(block.project_weight), problem.project_bias = tensors.matrix(block.project_bias);
+    problem.residual = block.residual ? tensors.address(dense(*block.residual, channels_last)) : nullptr;
     problem.out = out.mutable_data_ptr();
-    problem.vectors_are_fp32 = first_bias && first_bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
+    problem.vectors_are_fp32 = are_fp32(first_bias, x);
     const Place place = place_of(x);
     const Tensor workspace = empty_bytes(x, mbconv_workspace(problem, place.device));
     launch_mbconv(problem, workspace.mutable_data_ptr(), place);

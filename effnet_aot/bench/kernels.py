@@ -61,6 +61,7 @@ COUNTS = {
     "pointwise": lambda out, x, weight, *_: out.numel() * weight.shape[1],
     "pointwise_pool": lambda out, x, weight, *_: x.numel() * weight.shape[0],
     "linear": lambda out, x, weight, *_: x.numel() * weight.shape[0],
+    "expand_depthwise": lambda out, x, expand, _, depthwise, *__: x.numel() * expand.shape[0] + out.numel() * depthwise[0].numel(),
     "mbconv": lambda out, x, expand, _, depthwise, __, project, *___: (
         (0 if expand is None else x.numel() * expand.shape[0])
         + out.numel() // out.shape[1] * (depthwise.numel() + project.numel())

@@ -14,6 +14,7 @@ Common to all of them:
 
 from .conv import conv, conv_bn_relu
 from .depthwise import depthwise, depthwise_bn_relu6
+from .expand_depthwise import expand_depthwise
 from .linear import linear, linear_bias
 from .mbconv import mbconv, taps_first
 from .network import Network, Program, network
@@ -27,6 +28,7 @@ __all__ = [
     "conv_bn_relu",
     "depthwise",
     "depthwise_bn_relu6",
+    "expand_depthwise",
     "linear",
     "linear_bias",
     "mbconv",

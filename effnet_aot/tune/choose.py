@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from ..aot.tables import NONE, Line, Problem, Table
-from .calls import parts
+from .calls import all_parts, parts
 
 GAIN = 0.02
 SHIPPED = 3
@@ -67,14 +67,15 @@ def choose(members, standing, others=frozenset()):
 
 
 def needed(lines, problems, measured):
-    """The lines without those of a block's parts where the block has a kernel of its own. `problems` are measure.Problem,
+    """The lines without those of a chain's parts where the chain has a kernel of its own. `problems` are measure.Problem,
     `measured` maps those that have been measured."""
     variants = {line.key: line.variant for line in lines}
     alone, asked = {problem.call for problem in problems}, set()
-    for problem in problems:
+    for problem in sorted(problems, key=lambda problem: -len(all_parts(problem.call))):
         found = parts(problem.call)
         alone -= set(found)
-        if variants.get(measured[problem].key if problem in measured else None, NONE) == NONE:
+        is_called = problem.call in alone or problem in asked
+        if is_called and variants.get(measured[problem].key if problem in measured else None, NONE) == NONE:
             asked |= {replace(problem, call=part) for part in found}
     keys = {m.key for m in measured.values()}
     kept = {m.key for problem, m in measured.items() if problem.call in alone or problem in asked}
