@@ -255,14 +255,15 @@ MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p) {
   return problem;
 }
 
-// What `bytes` were asked for. The kernels choose by the alignment that it is to have.
-void check_workspace(const Checker& check, const void* workspace, int64_t bytes, size_t element, const char* function) {
-  if (workspace) {
-    check.address("workspace", workspace, element);
-    if (bytes > 0 && reinterpret_cast<uintptr_t>(workspace) % 16) check.fail("workspace must lie on a 16-byte boundary", "an address that does not");
-  } else if (bytes > 0) {
-    check.fail("workspace must have " + std::to_string(bytes) + " bytes, see " + function + "()", "null");
-  }
+// A workspace is there where bytes() are needed. The kernels were chosen by the alignment that it is to have.
+template <class Bytes>
+void check_workspace(const Checker& check, const void* workspace, Bytes bytes, size_t element, const char* function) {
+  if (workspace) check.address("workspace", workspace, element);
+  if (workspace && reinterpret_cast<uintptr_t>(workspace) % 16 == 0) return;
+  const int64_t needed = bytes();
+  if (needed == 0) return;
+  if (workspace) check.fail("workspace must lie on a 16-byte boundary", "an address that does not");
+  check.fail("workspace must have " + std::to_string(needed) + " bytes, see " + function + "()", "null");
 }
 
 }  // namespace
@@ -419,7 +420,7 @@ int effnet_launch_expand_depthwise(const effnet_expand_depthwise* given, int dev
     const auto p = check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise));
     const auto problem = expand_depthwise_problem(check, p);
     if (problem.batch == 0) return;
-    check_workspace(check, p.workspace, expand_depthwise_workspace(problem, device), element_size(problem.precision), "effnet_expand_depthwise_workspace");
+    check_workspace(check, p.workspace, [&] { return expand_depthwise_workspace(problem, device); }, element_size(problem.precision), "effnet_expand_depthwise_workspace");
     launch_expand_depthwise(problem, p.workspace, {device, stream});
   });
 }
@@ -439,7 +440,7 @@ int effnet_launch_mbconv(const effnet_mbconv* given, int device, void* stream) {
     const auto p = check.read("effnet_mbconv", given, sizeof(effnet_mbconv));
     const auto problem = mbconv_problem(check, p);
     if (problem.batch == 0) return;
-    check_workspace(check, p.workspace, mbconv_workspace(problem, device), element_size(problem.precision), "effnet_mbconv_workspace");
+    check_workspace(check, p.workspace, [&] { return mbconv_workspace(problem, device); }, element_size(problem.precision), "effnet_mbconv_workspace");
     launch_mbconv(problem, p.workspace, {device, stream});
   });
 }

@@ -139,7 +139,7 @@ def beginning(v, r, large):
     in_channels = parts * depth + r.randrange(8, depth + 1, 8) if large else r.randrange(8, 2 * depth + 1, 8)
     hidden = r.randrange(8, 2 * chunk + 1, 8) + (chunk if large else 0)
     if kind == "full":
-        height = r.randint(2, 16)
+        height = r.randint(3, 16)
         sides = [(height, 1, 1), (pixels // height, 1, 1)]
     else:
         sides = [image_and_padding(r, False, v.kernel), image_and_padding(r, False, v.kernel)]

@@ -201,24 +201,41 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
             gl.store(out + where, clamp(sums[r], low, high).to(dtype), mask=(row + r < end_row)[:, None] & (c < hidden)[None, :])
 
 
-# By precision: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels, output rows a thread, and
-# warps along pixels and along hidden channels.
+# By kernel size and bytes of an element: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels,
+# output rows a thread, and warps along pixels and along hidden channels. A 15x15 map is one band of 256 pixels; where that
+# makes too few programs for all multiprocessors, smaller bands and chunks do.
 SHIPPED = {
-    "fp16": [(256, 32, 3, 4, 8, 1), (64, 32, 3, 2, 4, 1), (256, 16, 3, 2, 8, 1)],
-    "tf32": [(256, 16, 2, 4, 8, 1), (64, 32, 2, 2, 4, 1)],
+    (3, 2): [(256, 32, 3, 4, 8, 1), (64, 32, 6, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
+    (3, 4): [(256, 16, 3, 4, 8, 1), (64, 32, 4, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
+    (5, 2): [(256, 32, 3, 2, 8, 1), (64, 32, 6, 1, 4, 1)],
+    (5, 4): [(256, 16, 3, 2, 8, 1), (64, 16, 6, 1, 4, 1)],
 }
-SHIPPED["bf16"] = SHIPPED["fp16"]
+# What tuning tries besides.
+TRIED = {
+    2: [(256, 32, 2, 4, 8, 1), (256, 32, 3, 2, 8, 1), (256, 32, 4, 4, 8, 1), (256, 64, 2, 4, 8, 1), (256, 64, 3, 4, 8, 1), (256, 16, 3, 4, 8, 1), (256, 16, 4, 2, 8, 1),
+        (128, 32, 3, 2, 4, 1), (128, 32, 4, 4, 8, 1), (128, 16, 3, 2, 8, 1), (128, 16, 3, 1, 4, 1), (128, 16, 4, 1, 8, 1),
+        (64, 32, 3, 2, 4, 1), (64, 32, 6, 1, 4, 2), (64, 64, 3, 2, 4, 2), (64, 64, 6, 2, 4, 2), (64, 16, 3, 1, 4, 1), (64, 16, 6, 2, 2, 1)],
+    4: [(256, 16, 2, 4, 8, 1), (256, 16, 5, 4, 8, 1), (256, 32, 2, 4, 8, 1), (256, 32, 3, 4, 8, 1),
+        (128, 32, 4, 2, 8, 1), (128, 16, 5, 2, 8, 1), (128, 16, 5, 1, 4, 1),
+        (64, 32, 6, 2, 4, 2), (64, 32, 4, 1, 4, 1), (64, 64, 4, 2, 4, 2), (64, 16, 4, 2, 4, 1), (64, 16, 6, 1, 2, 1)],
+}  # fmt: skip
 
 
 def variants():
     for precision in ("fp16", "bf16", "tf32"):
-        for stride in (1, 2):
-            for sizes in SHIPPED[precision]:
-                yield variant(precision, 3, stride, *sizes)
+        for kernel in (3, 5):
+            for stride in (1, 2):
+                for sizes in SHIPPED[kernel, 4 if precision == "tf32" else 2]:
+                    yield variant(precision, kernel, stride, *sizes)
 
 
 def candidates():
-    return []
+    shipped = {v.name for v in variants()}
+    for precision in ("fp16", "bf16", "tf32"):
+        for kernel in (3, 5):
+            for stride in (1, 2):
+                tried = [variant(precision, kernel, stride, *sizes) for sizes in TRIED[4 if precision == "tf32" else 2]]
+                yield from (v for v in tried if v.name not in shipped)
 
 
 def variant(precision, kernel, stride, pixels, chunk, parts, steps, warps_m, warps_n):
