@@ -3,7 +3,7 @@
 #   make run                        ten photographs through the network, and what three of them show, on the GPU if there is one
 #   make test                       the whole test suite (GPU tests are skipped where there is no GPU)
 #   make gpu-test PYTHON=python3    GPU tests with the Python, torch and triton that are installed; no network, no .venv
-#   make gpu-sanitize PYTHON=python3    every kernel under compute-sanitizer, with TOOLS="memcheck racecheck initcheck synccheck"
+#   make gpu-sanitize PYTHON=python3    the suite, or every kernel, under compute-sanitizer, with TOOLS="memcheck racecheck initcheck synccheck"
 #   make gpu-stress PYTHON=python3      load, two processes, two GPUs where there are two, 10,000 random calls: RESULTS/gpu-stress.json
 #   make gpu-report PYTHON=python3      STEPS="test run bench" of these and the benchmarks, with limits of time: tools/gpu_report.py
 #   make gpu-kernels TRITON=triton==3.6.0    build/gpu-kernels: what a GPU machine with that triton would compile, from one without
@@ -22,7 +22,6 @@ TEST_MODELS ?= torchvision==0.28.0 timm==1.0.31 efficientnet-lite-pytorch==0.1.0
 PYTEST_ARGS ?=
 IMAGES ?= cubin ptx
 TOOLS  ?= memcheck
-SANITIZER ?= compute-sanitizer
 RESULTS ?= results
 STEPS  ?= test run bench
 REPORT_ARGS ?=
@@ -45,30 +44,24 @@ gpu-build:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make: torch finds no GPU on this machine')"
 	$(PYTHON) setup.py build_ext --inplace
 
-# Both images of every kernel: the cubins of this GPU, and the PTX that serves GPUs without a cubin.
+# Both images of every kernel: the cubins of this GPU, and the PTX that serves GPUs without a cubin. With pytest-xdist the cores
+# share the tests; one is left to the process that collects the results.
+SPREAD = $$($(PYTHON) -c "import os, importlib.util as i; print(f'-n {max(1, min(15, os.cpu_count() - 1))} --dist loadgroup' if i.find_spec('xdist') else '')")
 gpu-test: gpu-build
 	status=0; for image in $(IMAGES); do \
-	  EFFNET_AOT_IMAGE=$$image $(PYTHON) -m pytest -m gpu --require-gpu --report $(RESULTS)/gpu-tests-$$image.json $(PYTEST_ARGS) || status=1; \
+	  EFFNET_AOT_IMAGE=$$image OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --require-gpu --report $(RESULTS)/gpu-tests-$$image.json $(SPREAD) $(PYTEST_ARGS) || status=1; \
 	done; exit $$status
 
-# The load of a service: 8 threads with 8 streams each and 5,000 calls on every stream. With pytest-xdist,
-# PYTEST_ARGS="-n 12 --dist loadgroup" spreads the random calls over the cores.
+# The load of a service: 8 threads with 8 streams each and 5,000 calls on every stream.
 gpu-stress: gpu-build
-	$(PYTHON) -m pytest -m gpu --require-gpu --stress-calls 5000 --fuzz-cases 10000 --durations 10 --report $(RESULTS)/gpu-stress.json \
-	  tests/test_concurrency_gpu.py tests/test_fuzz.py $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --require-gpu --stress-calls 5000 --fuzz-cases 10000 --durations 10 --report $(RESULTS)/gpu-stress.json \
+	  tests/test_concurrency_gpu.py tests/test_fuzz.py $(SPREAD) $(PYTEST_ARGS)
 
-# Only our kernels are looked at, and with torch's caching off what lies beyond a tensor belongs to nobody. Failing calls of
-# the driver are torch's probing, or reported by the tests. Before 2023.3 the filter was called --kernel-regex.
+# memcheck runs the whole suite, the other tools every variant of every kernel.
 gpu-sanitize: gpu-build
-	@mkdir -p build $(RESULTS)
-	filter=--kernel-name; $(SANITIZER) --help | grep -q -e $$filter || filter=--kernel-regex; \
 	status=0; for tool in $(TOOLS); do \
-	  options="--tool $$tool --error-exitcode 1 $$filter kns=effnet_"; [ $$tool != memcheck ] || options="$$options --report-api-errors no"; \
-	  rm -f build/sanitizer-$$tool.*; PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) $$options --log-file build/sanitizer-$$tool.log \
-	    $(PYTHON) -m pytest -m gpu --require-gpu tests/test_variants_gpu.py $(PYTEST_ARGS) > build/sanitizer-$$tool.out 2>&1 \
-	    || { status=1; tail -n 100 build/sanitizer-$$tool.out; head -n 100 build/sanitizer-$$tool.log; }; \
-	  { $(SANITIZER) --version | grep -i version; echo "compute-sanitizer $$options"; $(PYTHON) -m effnet_aot info | grep -E '^(GPU|driver|torch)'; \
-	    grep SUMMARY build/sanitizer-$$tool.log; tail -n 1 build/sanitizer-$$tool.out; } | tee $(RESULTS)/sanitizer-$$tool.txt; \
+	  tests=tests/test_variants_gpu.py; [ $$tool != memcheck ] || tests=tests; \
+	  $(PYTHON) tools/gpu_sanitize.py $$tool --tests $$tests --results $(RESULTS) --pytest-args $(PYTEST_ARGS) || status=1; \
 	done; exit $$status
 
 # Steps one after the other, each with a limit of its own; REPORT_ARGS="--seconds 540" limits them all.

@@ -79,6 +79,8 @@ def folded(workload):
         graph.erase_node(norm)
     graph.eliminate_dead_code()
     module.recompile()
+    for part in module.modules():
+        part.training = False  # as it was exported; eval() is refused
     return module.to(workload.x.dtype, memory_format=torch.channels_last)
 
 

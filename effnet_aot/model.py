@@ -165,9 +165,8 @@ class ModelNew(FoldedModule):
             weights = {f"{name}_{part}": tensor for name, layer in layers.items() if layer for part, tensor in layer._asdict().items()}
             y = network.add("mbconv", y, **weights, activation="relu6", stride=folded.stride, padding=folded.padding)
         y = network.add("pointwise_pool", y, **head._asdict(), activation="relu")
-        weight, bias = self.fc_weight.detach(), self.fc_bias.detach()
-        fc = Folded(weight, bias) if dtype is None else Folded(weight.to(dtype), bias.to(bias_dtype(dtype)))
-        network.add("linear", y, **fc._asdict())
+        weight = self.fc_weight.detach().to(dtype or self.fc_weight.dtype)
+        network.add("linear", y, weight=weight, bias=self.fc_bias.detach().to(bias_dtype(weight.dtype)))
         return FoldedNetwork(tuple(network.weights), network.numbers)
 
     def forward_folded(self, x, folded):

@@ -7,6 +7,7 @@ import torch
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="fail, instead of skipping the gpu tests, where there is no GPU")
     parser.addoption("--report", metavar="FILE", help="write what ran on which machine, and with what result, as JSON")
+    parser.addoption("--share", metavar="K/N", help="of the tests only those number K, K + N, K + 2N, ...")
     parser.addoption("--stress-calls", type=int, default=100, metavar="N", help="calls on each of 8 streams of each of 8 threads (default: %(default)s)")
     parser.addoption("--fuzz-examples", type=int, default=40, metavar="N", help="hypothesis's examples of each op on the CPU (default: %(default)s)")
     parser.addoption("--fuzz-cases", type=int, default=500, metavar="N", help="random calls on the GPU (default: %(default)s)")
@@ -25,7 +26,11 @@ def pytest_configure(config):
         pytest.exit("--require-gpu: torch sees no GPU here", returncode=1)
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)  # after those that -m and -k leave out
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--share"):
+        k, n = map(int, config.getoption("--share").split("/"))
+        items[:] = items[k::n]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

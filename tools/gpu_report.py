@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,11 @@ def stress(report):
 
 def sanitizer(text):
     summaries = re.findall(r"SUMMARY: (.*)", text) or ["no summary"]
-    parts = re.findall(r"^=* ?(\d+ (?:passed|failed|error|skipped|deselected).*?) ?=*$", text, re.MULTILINE)  # one, or more that ran side by side
-    return [*dict.fromkeys(summaries), "; ".join(parts) or text.strip().splitlines()[-1]]
+    counts = Counter()  # of all processes
+    for line in re.findall(r"^=* ?(\d+ (?:passed|failed|error|skipped|deselected).*?) ?=*$", text, re.MULTILINE):
+        for count, outcome in re.findall(r"(\d+) (passed|failed|error|skipped)", line):
+            counts[outcome] += int(count)
+    return [*dict.fromkeys(summaries), ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or text.strip().splitlines()[-1]]
 
 
 def run(results):
@@ -157,7 +161,6 @@ class Step:
 
 
 MAKE = "make -o gpu-build PYTHON={python} RESULTS={results}"  # -o: the first step has built
-SPREAD = "PYTEST_ARGS={workers} OMP_NUM_THREADS=1"  # make hands what is set in its command line on to the recipes' environment
 BENCH = "{python} -m effnet_aot bench --device cuda --json {results}/%s.json {plot}"
 
 
@@ -169,7 +172,7 @@ def steps_of_bench(name, does, needs, limit, figures, options="", file=None):
 BUILD = Step("build", "the package, in place, as all others need it", "make gpu-build PYTHON={python}", 0, 400, str(ROOT / "effnet_aot/manifest.json"), build)
 STEPS = [
     *(
-        Step(f"test-{image}", f"the GPU tests with the {image} images", f"{MAKE} gpu-test IMAGES={image} {SPREAD}", 100, 400, f"gpu-tests-{image}.json", tests)
+        Step(f"test-{image}", f"the GPU tests with the {image} images", f"{MAKE} gpu-test IMAGES={image}", 100, 400, f"gpu-tests-{image}.json", tests)
         for image in ("cubin", "ptx")
     ),
     *(
@@ -182,9 +185,9 @@ STEPS = [
     steps_of_bench("project", "projection onto an RTX 4090, by ncu", 60, 400, projection, "--skip-comparison --project 8.9"),
     steps_of_bench("cold-start", "fresh processes up to their first result", 40, 300, cold_start, "--skip-comparison --cold-start"),
     steps_of_bench("scaling", "batches from 1 to 512, images from 128 to 512", 60, 400, scaling, "--skip-comparison --scaling"),
-    Step("stress", "the load of a service, 10,000 random calls", f"{MAKE} gpu-stress {SPREAD}", 60, 540, "gpu-stress.json", stress),
+    Step("stress", "the load of a service, 10,000 random calls", f"{MAKE} gpu-stress", 60, 540, "gpu-stress.json", stress),
     *(
-        Step(f"sanitize-{tool}", f"every kernel under compute-sanitizer's {tool}", f"{MAKE} gpu-sanitize TOOLS={tool}", 60, 540, f"sanitizer-{tool}.txt", sanitizer)
+        Step(f"sanitize-{tool}", f"{'the suite' if tool == 'memcheck' else 'every kernel'} under compute-sanitizer's {tool}", f"{MAKE} gpu-sanitize TOOLS={tool}", 60, 540, f"sanitizer-{tool}.txt", sanitizer)
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
     ),
     *(
@@ -240,16 +243,11 @@ class Report:
 
     def command(self, step, seconds):
         values = {
-            "python": sys.executable, "results": self.results, "bundle": self.bundle, "workers": workers(),
+            "python": sys.executable, "results": self.results, "bundle": self.bundle,
             "most": max(1, int(seconds) - 20),  # of tuning, which stops after a measurement and then writes its table
             "plot": f"--plot={self.results}/plots" if importlib.util.find_spec("matplotlib") else "",
         }  # fmt: skip
         return [word for template in step.command.split() if (word := template.format_map(values))]
-
-
-def workers():
-    """Options of pytest. A core is left to the process that collects the results."""
-    return f"-q -n {max(1, len(os.sched_getaffinity(0)) - 1)} --dist loadgroup" if importlib.util.find_spec("xdist") else "-q"
 
 
 def stamp(file):

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import HAS_BIAS, PARAMETERS, activate, apply_affine, load_affine
 from ._gluon import clamp, to_tf32
-from ._launch import let_next_start, let_next_start_gluon, wait_for_maps, wait_for_maps_gluon
+from ._launch import wait_for_maps, wait_for_maps_gluon
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
 
@@ -31,7 +31,6 @@ def effnet_conv(x, weight, p0, p1, p2, p3, out, in_channels, height, width, out_
                 eps, low, high, flags,
                 KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                 PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    let_next_start(DEPENDENT_LAUNCH)
     plane = out_height * out_width
     pixel_tiles = tl.cdiv(plane, BLOCK_M)
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
@@ -80,7 +79,6 @@ def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, widt
                        x_image, x_channel, x_row, x_column, weight_out, weight_in, weight_row, weight_column,
                        eps, low, high, flags,
                        TILES: gl.constexpr, WARPS: gl.constexpr, BLOCK_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
-    let_next_start_gluon(DEPENDENT_LAUNCH)
     BLOCK_M: gl.constexpr = 16 * TILES * WARPS
     dtype: gl.constexpr = x.dtype.element_ty
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1], [16, 8])

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
-from ._launch import let_next_start, wait_for_maps
+from ._launch import wait_for_maps
 from ._variant import PRECISION_CODES, Variant
 
 
@@ -19,7 +19,6 @@ from ._variant import PRECISION_CODES, Variant
 def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
                      stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
                      CHANNELS_LAST: tl.constexpr, KERNEL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    let_next_start(DEPENDENT_LAUNCH)
     plane = out_height * out_width
     if CHANNELS_LAST:
         channel_tiles = tl.cdiv(channels, BLOCK_C)
@@ -75,7 +74,6 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
 def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
                           stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
                           KERNEL: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    let_next_start(DEPENDENT_LAUNCH)
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     column_tiles = tl.cdiv(out_width, BLOCK_P)
     row_tiles = tl.cdiv(out_height, ROWS)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_rows, accumulate_split_rows
-from ._launch import let_next_start, wait_for_maps
+from ._launch import wait_for_maps
 from ._variant import PRECISION_CODES, PRECISIONS, Variant, split_schedules, tiles
 
 
@@ -17,7 +17,6 @@ from ._variant import PRECISION_CODES, PRECISIONS, Variant, split_schedules, til
 def effnet_linear(x, weight, p0, p1, p2, p3, out, rows, out_features, in_features, eps, low, high, flags,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, SPLITS: tl.constexpr,
                   DEPENDENT_LAUNCH: tl.constexpr):
-    let_next_start(DEPENDENT_LAUNCH)
     column_tiles = tl.cdiv(out_features, BLOCK_N)
     m = (tl.program_id(0) // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tl.program_id(0) % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import HAS_RESIDUAL
 from ._gluon import clamp, to_tf32
-from ._launch import let_next_start_gluon, wait_for_maps_gluon
+from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
 # One 16x8 tile of pixels by channels, in the layout of the accumulators: $4..$7 hidden values before the activation,
@@ -146,7 +146,6 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
                   batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                   STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, DEPTH: gl.constexpr, DEPTH2: gl.constexpr,
                   COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr, CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
-    let_next_start_gluon(DEPENDENT_LAUNCH)
     ROWS: gl.constexpr = 16 * WARPS_M
     PADDED: gl.constexpr = DEPTH + DEPTH2 >= IN_CHANNELS + 2
     dtype: gl.constexpr = x.dtype.element_ty
@@ -231,7 +230,6 @@ def effnet_depthwise_project(x, expand_weight, expand_bias, depthwise_weight, de
                              batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                              CHANNELS: gl.constexpr, COLUMNS: gl.constexpr, STEPS: gl.constexpr, WARPS: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
     """Stride 1. STEPS output rows a program; CHANNELS is 32. In float32 the depthwise sum is made of multiply-adds."""
-    let_next_start_gluon(DEPENDENT_LAUNCH)
     ROWS: gl.constexpr = 16 * WARPS
     dtype: gl.constexpr = x.dtype.element_ty
     FP32: gl.constexpr = dtype == gl.float32
@@ -447,7 +445,6 @@ def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwis
                        STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
                        CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
     """Warps share pixels and split hidden channels (WARPS_N), or the other way round. IN_CHANNELS is a multiple of 8 up to 40."""
-    let_next_start_gluon(DEPENDENT_LAUNCH)
     ROWS: gl.constexpr = 16 * WARPS_M
     WARPS: gl.constexpr = WARPS_M * WARPS_N
     PARTS: gl.constexpr = (IN_CHANNELS + 15) // 16

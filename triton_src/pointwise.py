@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine, load_bias
 from ._gemm import accumulate_planes, accumulate_rows, accumulate_split_rows
-from ._launch import let_next_start, wait_for_maps
+from ._launch import wait_for_maps
 from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_schedules, tiles
 
 
@@ -18,7 +18,6 @@ from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_sch
 def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_channels, in_channels, eps, low, high, flags,
                      CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                      PRECISION: tl.constexpr, FOLDED: tl.constexpr, SPLITS: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    let_next_start(DEPENDENT_LAUNCH)
     # `pixels` counts those of the whole batch (channels_last) or of one image (NCHW).
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
     tile = tl.program_id(0) // channel_tiles

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ._epilogue import PARAMETERS, activate, apply_affine, load_affine
 from ._gemm import accumulate_planes, accumulate_rows
-from ._launch import let_next_start, wait_for_maps
+from ._launch import wait_for_maps
 from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 
 
@@ -17,7 +17,6 @@ from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, tiles
 def effnet_pointwise_pool(x, weight, p0, p1, p2, p3, out, pixels, out_channels, in_channels, eps, low, high, flags,
                           CHANNELS_LAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                           PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    let_next_start(DEPENDENT_LAUNCH)
     channel_tiles = tl.cdiv(out_channels, BLOCK_N)
     image = tl.program_id(0) // channel_tiles
     o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -11,7 +11,21 @@ from ..ops import Program
 ops = torch.ops.effnet
 
 
-class Layer(nn.Module):
+class ExactBiases(nn.Module):
+    """Biases stay float32 where .half(), .bfloat16() or .to(dtype) makes the weights half as wide: the kernels add them in
+    float32, and those that networks run on take no others."""
+
+    def _apply(self, fn, recurse=True):
+        before = {name: parameter.data for name, parameter in self._parameters.items() if parameter is not None and name.endswith("bias")}
+        super()._apply(fn, recurse)
+        for name, exact in before.items():
+            bias = self._parameters[name]
+            if bias.dtype in (torch.float16, torch.bfloat16):
+                bias.data = exact.to(bias.device)
+        return self
+
+
+class Layer(ExactBiases):
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none"):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -84,7 +98,7 @@ class Linear(Layer):
         return ops.linear.default(x, self.weight, self.bias)
 
 
-class Chain(nn.Module):
+class Chain(ExactBiases):
     """Several layers in one call: a program over parameters that are called after the layers, "features_0_0_weight"."""
 
     def __init__(self, program: Program, weights: dict[str, Tensor]):

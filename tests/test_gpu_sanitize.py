@@ -1,0 +1,66 @@
+"""tools/gpu_sanitize.py with a program that stands in for compute-sanitizer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).resolve().parents[1] / "tools" / "gpu_sanitize.py"
+
+pytestmark = pytest.mark.skipif(not FILE.exists(), reason="needs a checkout")
+
+PROGRAM = """#!{python}
+import sys, pathlib
+words = sys.argv[1:]
+if words[0] == "--help": print("--kernel-name")
+elif words[0] == "--version": print("Version 1.2")
+else:
+    log = pathlib.Path(words[words.index("--log-file") + 1])
+    share = next(word for word in words if word.startswith("--share="))
+    {does}
+"""
+CLEAN = 'log.write_text("========= ERROR SUMMARY: 0 errors\\n"); print("== 3 passed, 1 skipped in 0.10s ==")'
+
+
+def sanitize(tmp_path, does, *arguments):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(PROGRAM.format(python=sys.executable, does=does))
+    program.chmod(0o755)
+    command = [sys.executable, FILE, "memcheck", "--sanitizer", program, "--results", tmp_path / "results", "--logs", tmp_path, "--jobs", "2", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GIT_COMMIT": "c0ffee"})
+    file = tmp_path / "results" / "sanitizer-memcheck.txt"
+    return done, file.read_text() if file.exists() else ""
+
+
+def test_clean(tmp_path):
+    done, text = sanitize(tmp_path, CLEAN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert text.startswith("commit c0ffee; 2 processes") and "Version 1.2" in text and "--kernel-name kns=effnet_" in text
+    assert text.count("ERROR SUMMARY: 0 errors") == 2 and text.count("\n3 passed, 1 skipped in 0.10s") == 2
+
+
+@pytest.mark.parametrize("does", [
+    f"{CLEAN}; sys.exit(share == '--share=1/2')",  # a test failed, or the sanitizer found something
+    "print('3 passed in 0.10s')",  # it wrote nothing
+    CLEAN.replace("3 passed, 1 skipped", "4 skipped"),
+])  # fmt: skip
+def test_not_clean(tmp_path, does):
+    done, text = sanitize(tmp_path, does)
+    assert done.returncode == 1 and text
+
+
+def test_no_sanitizer(tmp_path):
+    done = subprocess.run([sys.executable, FILE, "memcheck", "--sanitizer", tmp_path / "none"], capture_output=True, text=True)
+    assert done.returncode == 2 and "is not installed" in done.stderr
+
+
+def test_shares_are_the_whole(pytestconfig):
+    """Every test is in one share."""
+    def collected(*options):
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", Path(__file__).with_name("test_linear.py"), *options]
+        return {line for line in subprocess.run(command, cwd=FILE.parents[1], capture_output=True, text=True).stdout.splitlines() if "::" in line}
+
+    shares = [collected(f"--share={k}/3") for k in range(3)]
+    assert set.union(*shares) == collected() and sum(map(len, shares)) == len(set.union(*shares)) > 100
