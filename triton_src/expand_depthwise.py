@@ -16,7 +16,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
 from ._gluon import clamp, to_tf32
-from ._launch import let_next_start_gluon, wait_for_maps_gluon
+from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
 
@@ -104,7 +104,6 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
                             KERNEL: gl.constexpr, STRIDE: gl.constexpr, PIXELS: gl.constexpr, CHUNK: gl.constexpr, PARTS: gl.constexpr, STEPS: gl.constexpr,
                             WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
     """`band` output rows a program, whose windows have PIXELS pixels at most. PARTS times 64 bytes of input channels at a time."""
-    let_next_start_gluon(DEPENDENT_LAUNCH)
     WARPS: gl.constexpr = WARPS_M * WARPS_N
     dtype: gl.constexpr = x.dtype.element_ty
     FP32: gl.constexpr = dtype == gl.float32
