@@ -12,7 +12,7 @@ import pytest
 import stub_cuda
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
-from test_launcher import BIAS, EXPAND_BIAS, MEAN, OUT, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, launch
+from test_launcher import BIAS, DEPTHWISE_BIAS, EXPAND_BIAS, MEAN, OUT, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, launch
 
 import effnet_aot
 
@@ -57,7 +57,7 @@ C_LIBRARY = Path(stub_cuda._library.PATH).with_name("libeffnet_aot_c.so")
 def test_library_exports_what_the_header_declares(library):
     declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    assert len(declared) == 12
+    assert len(declared) == 14
     assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
 
 

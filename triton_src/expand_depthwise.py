@@ -2,13 +2,15 @@
 
 For maps of few pixels and many channels, where the expanded map would go through the caches twice. A program owns a band of
 an image's rows, the whole image where it fits, and a chunk of the hidden channels. First the tensor cores compute the expanded
-values of the band, with the rows that its windows reach into, and they go to shared memory in the map's type. Then every thread
-filters: 16 bytes of channels of a pixel column, STEPS output rows at once, so that a loaded row serves all of them.
+values of the band, with the rows that its windows reach into. Then they change hands through shared memory, in the map's type:
+every thread gathers, 16 bytes of channels at a time, the windows of STEPS output rows of a pixel column, a row once for all the
+windows that it lies in, and filters. A tap out of the image is zero whatever the bias.
 
 Channels are renamed so that all that a thread loads or stores lies side by side in memory; the products do not care. Sums
 are float32's: in the products of the tensor cores, whose operands are TF32 where the map is float32, and in the multiply-adds
-of the filter. Out of the image a tap reads a row of zeros. In Gluon, for its control over register layouts and shared memory.
-Wants channels_last, float32 biases and the depthwise weight stored tap by tap.
+of the filter. Those are no products with a diagonal matrix as in mbconv.py: NaN would reach the channels beside it, which stay
+apart here, and an RTX 4090's tensor cores would need longer. In Gluon, for its control over register layouts and shared memory;
+the compiler puts the barriers. Wants channels_last, float32 biases and the depthwise weight stored tap by tap.
 """
 
 from triton.experimental import gluon
@@ -69,6 +71,45 @@ def from_tiles(tile, WARPS_N: gl.constexpr):
     return tile.reshape([ROWS, CHUNK // WARPS_N // 8, WARPS_N, 4, 2]).permute([0, 2, 3, 1, 4]).reshape([ROWS, CHUNK])
 
 
+@gluon.constexpr_function
+def taps_layout(taps, slots, chunk, vector, warps):
+    """Of (chunk, taps * slots): a thread has `vector` channels of a slot, of all taps."""
+    rows = 32 * vector // chunk
+    return gl.DistributedLinearLayout([[b, 0] for b in bits(vector)] + [[0, b] for b in bits(taps, slots)], [[b, 0] for b in bits(chunk // vector, vector)] + [[0, b] for b in bits(rows)],
+                                      [[0, b] for b in bits(warps, rows)], [], [chunk, taps * slots])
+
+
+@gluon.jit
+def split_taps(tile, TAPS: gl.constexpr):
+    """(TAPS * slots, chunk) as a tuple of (slots, chunk)."""
+    if TAPS == 1:
+        return (tile,)
+    else:
+        first, second = tile.reshape([2, tile.shape[0] // 2, tile.shape[1]]).permute([1, 2, 0]).split()
+        return split_taps(first, TAPS // 2) + split_taps(second, TAPS // 2)
+
+
+@gluon.constexpr_function
+def power_of_two(number):
+    """The next one that is not smaller."""
+    return 1 << (number - 1).bit_length()
+
+
+@gluon.jit
+def tap_of(place, i, kx, first_row, out_width, left, top, STRIDE: gl.constexpr, STEPS: gl.constexpr):
+    """Row and column in the input of the tap in row i and column kx of the windows of a thread's STEPS output rows."""
+    return (first_row + place // out_width * STEPS) * STRIDE - top + i, place % out_width * STRIDE - left + kx
+
+
+@gluon.jit
+def keep(value, inside):
+    """The value inside, zero elsewhere, also instead of NaN: all of its bits or none."""
+    if value.dtype == gl.float32:
+        return gl.inline_asm_elementwise("and.b32 $0, $1, $2;", "=r,r,r", [value, gl.where(inside, -1, 0)], dtype=value.dtype, is_pure=True, pack=1)
+    else:
+        return gl.inline_asm_elementwise("and.b32 $0, $1, $2;", "=r,r,r", [value, gl.where(inside, -1, 0).to(gl.int16)], dtype=value.dtype, is_pure=True, pack=2)
+
+
 @gluon.jit
 def load_pixels(pixels, exists, first, in_channels, PARTS: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
     """PARTS left operands: the pixels' channels from `first` on."""
@@ -110,7 +151,9 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
     VECTOR: gl.constexpr = 4 if FP32 else 8
     DEPTH: gl.constexpr = 4 * VECTOR
     SLOTS: gl.constexpr = 32 * WARPS * VECTOR // CHUNK
-    TAPS: gl.constexpr = 16 if KERNEL == 3 else 32
+    FILTERS: gl.constexpr = 16 if KERNEL == 3 else 32  # a filter's taps, and a bias
+    ROWS: gl.constexpr = (STEPS - 1) * STRIDE + KERNEL  # that a thread's windows reach into
+    TAPS: gl.constexpr = power_of_two(ROWS * KERNEL)
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS_M, WARPS_N], [16, 8])
     left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if FP32 else 2)
     right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if FP32 else 2)
@@ -118,6 +161,7 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
     of_weights: gl.constexpr = weights_layout(CHUNK, DEPTH, WARPS_M, WARPS_N)
     copies: gl.constexpr = gl.BlockedLayout([1, VECTOR], [8, 4], [WARPS, 1], [1, 0])
     vectors: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 * VECTOR // CHUNK, CHUNK // VECTOR], [WARPS, 1], [1, 0])
+    transposed: gl.constexpr = taps_layout(TAPS, SLOTS, CHUNK, VECTOR, WARPS)
     ones: gl.constexpr = gl.BlockedLayout([1, 1], [32 // min(CHUNK, 32), min(CHUNK, 32)], [WARPS, 1], [1, 0])
 
     chunks = gl.cdiv(hidden, CHUNK)
@@ -136,11 +180,11 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
         weights_parts = weights_parts + (gl.allocate_shared_memory(dtype, [CHUNK, DEPTH], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])),)
     copy_weights(expand_weight, first_channel, 0, weights_parts, in_channels, hidden, copies)
     # The filters, and the bias below them, wait in shared memory, as float32.
-    tap = gl.arange(0, TAPS, layout=gl.SliceLayout(1, ones))
+    tap = gl.arange(0, FILTERS, layout=gl.SliceLayout(1, ones))
     h = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, ones))
     filters = gl.load(depthwise_weight + tap[:, None] * hidden + h[None, :], mask=(tap < KERNEL * KERNEL)[:, None] & (h < hidden)[None, :], other=0.0).to(gl.float32)
     filters += gl.load(depthwise_bias + h[None, :] + gl.zeros_like(tap)[:, None], mask=(tap == KERNEL * KERNEL)[:, None] & (h < hidden)[None, :], other=0.0)
-    shared_filters = gl.allocate_shared_memory(gl.float32, [TAPS, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    shared_filters = gl.allocate_shared_memory(gl.float32, [FILTERS, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     shared_filters.store(filters)
     column = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma))
     h = first_channel + column // 8 % WARPS_N * (CHUNK // WARPS_N) + column % 8 // 2 * (CHUNK // WARPS_N // 4) + column // (8 * WARPS_N) * 2 + column % 2
@@ -152,42 +196,35 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
     wait_for_maps_gluon(DEPENDENT_LAUNCH)
     channels = load_pixels(near, exists, 0, in_channels, PARTS, of_pixels, left_operand)
     async_copy.wait_group(0)
-    gl.barrier()
     value = add_products(value, channels, weights_parts, WARPS_N, of_weights, right_operand)
     for first in range(PARTS * DEPTH, in_channels, PARTS * DEPTH):
-        gl.barrier()
         copy_weights(expand_weight, first_channel, first, weights_parts, in_channels, hidden, copies)
         channels = load_pixels(near, exists, first, in_channels, PARTS, of_pixels, left_operand)
         async_copy.wait_group(0)
-        gl.barrier()
         value = add_products(value, channels, weights_parts, WARPS_N, of_weights, right_operand)
 
-    expanded = gl.allocate_shared_memory(dtype, [2 * PIXELS, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    expanded.slice(0, PIXELS, 0).store(from_tiles(clamp(value, low, high).to(dtype), WARPS_N))
-    expanded.slice(PIXELS, 8, 0).store(gl.zeros([8, CHUNK], dtype, layout=vectors))
-    gl.barrier()
-
+    # Read back by pixels: a gather lays its source out with the first dimension side by side, so channels are the first.
+    expanded = from_tiles(clamp(value, low, high).to(dtype), WARPS_N).permute([1, 0])
+    item = gl.arange(0, TAPS * SLOTS, layout=gl.SliceLayout(0, transposed))
     slot = gl.arange(0, SLOTS, layout=gl.SliceLayout(1, vectors))
     c = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, vectors))
-    anywhere = gl.zeros([SLOTS, CHUNK], gl.int32, layout=vectors)
     columns = gl.cdiv(end_row - first_row, STEPS) * out_width
     for first in range(0, columns, SLOTS):
-        row = first_row + (first + slot) // out_width * STEPS
-        z = (first + slot) % out_width
+        iy, iz = tap_of(first + item % SLOTS, item // SLOTS // KERNEL, item // SLOTS % KERNEL, first_row, out_width, left, top, STRIDE, STEPS)
+        # Masked, so that the compiler sees that it is a pixel, and loads all of a thread's channels at once.
+        where = ((iy - begin) * width + iz) & (PIXELS - 1)
+        taps = split_taps(gl.gather(expanded, (where[None, :] + gl.zeros([CHUNK, TAPS * SLOTS], gl.int32, layout=transposed)), 1).permute([1, 0]), TAPS)
         sums = ()
         for r in gl.static_range(STEPS):
             sums = sums + (shared_filters.slice(KERNEL * KERNEL, 1, 0).load(vectors) + gl.zeros([SLOTS, CHUNK], gl.float32, layout=vectors),)
         for kx in gl.static_range(KERNEL):
-            iz = z * STRIDE - left + kx
             weights = ()
             for ky in gl.static_range(KERNEL):
                 weights = weights + (shared_filters.slice(ky * KERNEL + kx, 1, 0).load(vectors),)
-            for i in gl.static_range((STEPS - 1) * STRIDE + KERNEL):
-                iy = row * STRIDE - top + i
+            for i in gl.static_range(ROWS):
+                iy, iz = tap_of(first + slot, i, kx, first_row, out_width, left, top, STRIDE, STEPS)
                 inside = (iy >= begin) & (iy < end) & (iz >= 0) & (iz < width)
-                # Masked, so that the compiler sees that it is a row, and loads all of a thread's channels at once.
-                where = gl.where(inside, (iy - begin) * width + iz, PIXELS) & (2 * PIXELS - 1)
-                v = expanded.gather(where[:, None] + anywhere, 0).to(gl.float32)
+                v = keep(gl.convert_layout(taps[i * KERNEL + kx], vectors), inside[:, None]).to(gl.float32)
                 added = ()
                 for r in gl.static_range(STEPS):
                     if i >= r * STRIDE and i < r * STRIDE + KERNEL:
@@ -195,23 +232,25 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
                     else:
                         added = added + (sums[r],)
                 sums = added
+        row = first_row + (first + slot) // out_width * STEPS
+        z = (first + slot) % out_width
         for r in gl.static_range(STEPS):
-            where = ((image * out_height + row + r) * out_width + z)[:, None] * hidden + c[None, :]
-            gl.store(out + where, clamp(sums[r], low, high).to(dtype), mask=(row + r < end_row)[:, None] & (c < hidden)[None, :])
+            to = ((image * out_height + row + r) * out_width + z)[:, None] * hidden + c[None, :]
+            gl.store(out + to, clamp(sums[r], low, high).to(dtype), mask=(row + r < end_row)[:, None] & (c < hidden)[None, :])
 
 
 # By kernel size and bytes of an element: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels,
 # output rows a thread, and warps along pixels and along hidden channels. A 15x15 map is one band of 256 pixels; where that
 # makes too few programs for all multiprocessors, smaller bands and chunks do.
 SHIPPED = {
-    (3, 2): [(256, 32, 3, 4, 8, 1), (64, 32, 6, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
+    (3, 2): [(256, 32, 3, 2, 8, 1), (64, 32, 6, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
     (3, 4): [(256, 16, 3, 4, 8, 1), (64, 32, 4, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
     (5, 2): [(256, 32, 3, 2, 8, 1), (64, 32, 6, 1, 4, 1)],
     (5, 4): [(256, 16, 3, 2, 8, 1), (64, 16, 6, 1, 4, 1)],
 }
 # What tuning tries besides.
 TRIED = {
-    2: [(256, 32, 2, 4, 8, 1), (256, 32, 3, 2, 8, 1), (256, 32, 4, 4, 8, 1), (256, 64, 2, 4, 8, 1), (256, 64, 3, 4, 8, 1), (256, 16, 3, 4, 8, 1), (256, 16, 4, 2, 8, 1),
+    2: [(256, 32, 2, 4, 8, 1), (256, 32, 2, 2, 8, 1), (256, 32, 3, 4, 8, 1), (256, 32, 4, 4, 8, 1), (256, 64, 2, 4, 8, 1), (256, 64, 3, 4, 8, 1), (256, 16, 3, 4, 8, 1), (256, 16, 4, 2, 8, 1),
         (128, 32, 3, 2, 4, 1), (128, 32, 4, 4, 8, 1), (128, 16, 3, 2, 8, 1), (128, 16, 3, 1, 4, 1), (128, 16, 4, 1, 8, 1),
         (64, 32, 3, 2, 4, 1), (64, 32, 6, 1, 4, 2), (64, 64, 3, 2, 4, 2), (64, 64, 6, 2, 4, 2), (64, 16, 3, 1, 4, 1), (64, 16, 6, 2, 2, 1)],
     4: [(256, 16, 2, 4, 8, 1), (256, 16, 5, 4, 8, 1), (256, 32, 2, 4, 8, 1), (256, 32, 3, 4, 8, 1),
