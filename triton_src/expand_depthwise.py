@@ -263,17 +263,22 @@ def variants():
     for precision in ("fp16", "bf16", "tf32"):
         for kernel in (3, 5):
             for stride in (1, 2):
-                for sizes in SHIPPED[kernel, 4 if precision == "tf32" else 2]:
-                    yield variant(precision, kernel, stride, *sizes)
+                for pixels, chunk, parts, steps, *warps in SHIPPED[kernel, 4 if precision == "tf32" else 2]:
+                    # Stride 2 leaves a quarter of the pixels: a row a thread, so that all threads have one.
+                    yield variant(precision, kernel, stride, pixels, chunk, parts, steps if stride == 1 else 1, *warps)
 
 
 def candidates():
-    shipped = {v.name for v in variants()}
+    seen = {v.name for v in variants()}
     for precision in ("fp16", "bf16", "tf32"):
         for kernel in (3, 5):
             for stride in (1, 2):
-                tried = [variant(precision, kernel, stride, *sizes) for sizes in TRIED[4 if precision == "tf32" else 2]]
-                yield from (v for v in tried if v.name not in shipped)
+                for pixels, chunk, parts, steps, *warps in TRIED[4 if precision == "tf32" else 2]:
+                    most = 4 if (kernel, stride) == (3, 1) else 2  # more windows do not fit into the registers, or leave threads idle
+                    v = variant(precision, kernel, stride, pixels, chunk, parts, min(steps, most), *warps)
+                    if v.name not in seen:
+                        yield v
+                    seen.add(v.name)
 
 
 def variant(precision, kernel, stride, pixels, chunk, parts, steps, warps_m, warps_n):
