@@ -6,6 +6,7 @@
 //   Tensor depthwise(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&)
 //   Tensor conv(const char* op, const Tensor& x, const Tensor& weight, const Epilogue&, const Window&, std::optional<bool> channels_last)
 //   Tensor linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor* bias)
+//   Tensor expand_depthwise(const char* op, const Tensor& x, const ExpandDepthwise&)
 //   Tensor mbconv(const char* op, const Tensor& x, const Mbconv&)
 //   Tensor stem_mbconv(const char* op, const Tensor& x, const StemMbconv&)
 //   Folded fold_batch_norm(const char* op, const Tensor& weight, const Epilogue& batch_norm, std::optional<ScalarType> dtype, bool taps_first)
@@ -86,6 +87,13 @@ struct Adapters {
   }
   static Tensor linear(T x, T w, OptionalT bias) { return Backend::linear("linear", x, w, optional(bias)); }
 
+  static Tensor expand_depthwise(T x, T expand_weight, OptionalT expand_bias, T depthwise_weight, OptionalT depthwise_bias, Ints stride, Ints padding,
+                                 StringHandle activation) {
+    const Activation parsed = parse_activation("expand_depthwise", activation);
+    return Backend::expand_depthwise("expand_depthwise", x, {.expand_weight = &expand_weight, .expand_bias = optional(expand_bias), .depthwise_weight = &depthwise_weight,
+                                                             .depthwise_bias = optional(depthwise_bias), .activation = parsed, .window = window("expand_depthwise", stride, padding)});
+  }
+
   static Tensor mbconv(T x, OptionalT expand_weight, OptionalT expand_bias, T depthwise_weight, OptionalT depthwise_bias, T project_weight, OptionalT project_bias,
                        OptionalT residual, Ints stride, Ints padding, StringHandle activation) {
     const Activation parsed = parse_activation("mbconv", activation);
@@ -126,6 +134,7 @@ struct Adapters {
     m.impl("conv", TORCH_BOX(&conv));
     m.impl("pointwise_pool", TORCH_BOX(&pointwise_pool));
     m.impl("linear", TORCH_BOX(&linear));
+    m.impl("expand_depthwise", TORCH_BOX(&expand_depthwise));
     m.impl("mbconv", TORCH_BOX(&mbconv));
     m.impl("stem_mbconv", TORCH_BOX(&stem_mbconv));
     m.impl("fold_batch_norm", TORCH_BOX(&fold_batch_norm));

@@ -229,6 +229,26 @@ ConvShape check_conv(const char* op, const ConvOperands& operands, const Window&
   return check_convolution(op, operands, window, /*pooled=*/false);
 }
 
+// The first of them decides.
+void check_biases_alike(const char* op, std::initializer_list<const std::optional<Meta>*> biases) {
+  const Meta* first = nullptr;
+  for (const auto* bias : biases) {
+    if (!*bias) continue;
+    if (!first) first = &**bias;
+    if ((*bias)->dtype != first->dtype) fail(op, std::string((*bias)->name) + " must be " + first->dtype_text() + " like " + first->name, (*bias)->dtype_text());
+  }
+}
+
+ExpandDepthwiseShape check_expand_depthwise(const char* op, const ExpandDepthwiseOperands& o, const Window& window) {
+  ExpandDepthwiseShape s;
+  s.expand = check_pointwise(op, {.x = o.x, .channels_last = o.channels_last, .weight = o.expand_weight, .bias = o.expand_bias, .out_name = "the expanded map"});
+  const auto expanded = s.expand.out_sizes();
+  const Meta map("the expanded map", expanded, o.x);
+  s.depthwise = check_depthwise(op, {.x = map, .channels_last = o.channels_last, .weight = o.depthwise_weight, .bias = o.depthwise_bias}, window);
+  check_biases_alike(op, {&o.expand_bias, &o.depthwise_bias});
+  return s;
+}
+
 MbconvShape check_mbconv(const char* op, const MbconvOperands& o, const Window& window) {
   MbconvShape s;
   Meta x = o.x;
@@ -244,13 +264,7 @@ MbconvShape check_mbconv(const char* op, const MbconvOperands& o, const Window& 
   filtered = s.depthwise.out_sizes();
   x = Meta("the filtered map", filtered, o.x);
   s.project = check_pointwise(op, {.x = x, .channels_last = o.channels_last, .weight = o.project_weight, .bias = o.project_bias, .residual = o.residual});
-
-  const Meta* first = nullptr;
-  for (const auto* bias : {&o.expand_bias, &o.depthwise_bias, &o.project_bias}) {
-    if (!*bias) continue;
-    if (!first) first = &**bias;
-    if ((*bias)->dtype != first->dtype) fail(op, std::string((*bias)->name) + " must be " + first->dtype_text() + " like " + first->name, (*bias)->dtype_text());
-  }
+  check_biases_alike(op, {&o.expand_bias, &o.depthwise_bias, &o.project_bias});
   return s;
 }
 
@@ -312,6 +326,12 @@ std::optional<Meta> optional_meta(const char* name, const Tensor* t) { return t 
 ConvOperands operands(const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
   return {.x = Meta("x", x), .channels_last = prefers_channels_last(x), .weight = Meta("weight", weight), .bias = optional_meta("bias", epilogue.bias),
           .residual = optional_meta("residual", epilogue.residual), .batch_norm = epilogue.has_batch_norm() ? &epilogue : nullptr};
+}
+
+ExpandDepthwiseOperands operands(const Tensor& x, const ExpandDepthwise& beginning) {
+  return {.x = Meta("x", x), .channels_last = prefers_channels_last(x),
+          .expand_weight = Meta("expand_weight", *beginning.expand_weight), .expand_bias = optional_meta("expand_bias", beginning.expand_bias),
+          .depthwise_weight = Meta("depthwise_weight", *beginning.depthwise_weight), .depthwise_bias = optional_meta("depthwise_bias", beginning.depthwise_bias)};
 }
 
 MbconvOperands operands(const Tensor& x, const Mbconv& block) {

@@ -75,6 +75,10 @@ struct FoldShape {
   }
 };
 
+struct ExpandDepthwiseShape {
+  ConvShape expand, depthwise;
+};
+
 // A block's three convolutions. Without expand step the first is not there.
 struct MbconvShape {
   std::optional<ConvShape> expand;
@@ -114,6 +118,15 @@ struct ConvOperands {
   const char* out_name = "the output";
 };
 
+struct ExpandDepthwiseOperands {
+  Meta x;
+  bool channels_last;
+  Meta expand_weight;
+  std::optional<Meta> expand_bias;
+  Meta depthwise_weight;
+  std::optional<Meta> depthwise_bias;
+};
+
 struct MbconvOperands {
   Meta x;
   bool channels_last;
@@ -129,6 +142,16 @@ inline constexpr const char* kStemMap = "the stem's map";  // in errors
 struct StemMbconvOperands {
   ConvOperands stem;
   MbconvOperands block;  // its x is the stem's map, and still to be filled in
+};
+
+// The tensors of the first two steps of an MBConv block with biases folded in. Null where absent; borrowed.
+struct ExpandDepthwise {
+  const Tensor* expand_weight;
+  const Tensor* expand_bias = nullptr;
+  const Tensor* depthwise_weight;
+  const Tensor* depthwise_bias = nullptr;
+  Activation activation = Activation::none;  // after each
+  Window window;
 };
 
 // The tensors of a whole MBConv block with biases folded in. Null where absent; borrowed.
@@ -164,6 +187,8 @@ ConvShape check_pointwise(const char* op, const ConvOperands& operands, bool poo
 ConvShape check_depthwise(const char* op, const ConvOperands& operands, const Window& window);
 // weight (C_out, C_in, kernel_height, kernel_width), any kernel and stride.
 ConvShape check_conv(const char* op, const ConvOperands& operands, const Window& window);
+// The map between the convolutions must be indexable too, whether or not a kernel stores it. Biases have one type.
+ExpandDepthwiseShape check_expand_depthwise(const char* op, const ExpandDepthwiseOperands& operands, const Window& window);
 // The maps between the three convolutions must be indexable too, whether or not a kernel stores them. Biases have one type.
 MbconvShape check_mbconv(const char* op, const MbconvOperands& operands, const Window& window);
 // The stem as a convolution, the block as a block; the map between them is held to the same limits.
@@ -178,6 +203,7 @@ FoldShape check_fold_batch_norm(const char* op, const Meta& weight, const Epilog
 int32_t code_of(ScalarType dtype);
 
 ConvOperands operands(const Tensor& x, const Tensor& weight, const Epilogue& epilogue);
+ExpandDepthwiseOperands operands(const Tensor& x, const ExpandDepthwise& beginning);
 MbconvOperands operands(const Tensor& x, const Mbconv& block);
 StemMbconvOperands operands(const Tensor& x, const StemMbconv& both);
 std::optional<Meta> optional_meta(const char* name, const Tensor* t);

@@ -230,27 +230,29 @@ struct Convolution {
   ConvProblem problem;
 };
 
-// A whole block. Its workspace is for the caller to look at. Without `loads` its input has no address.
-MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool loads = true) {
+// The numbers and addresses that effnet_expand_depthwise and effnet_mbconv share, and what they make of them. Without
+// `loads` x has no address.
+template <class Problem, class Struct>
+Problem expanding_problem(const char* op, const Checker& check, const Struct& p, bool loads = true) {
   const Precision precision = check.precision(p.precision);
   const bool channels_last = check.channels_last(p.layout);
   check.number("batch", p.batch, 0);
   check.number("in_channels", p.in_channels, 1);
   check.number("hidden", p.hidden, 1);
-  check.number("out_channels", p.out_channels, 1);
+  if constexpr (requires { p.out_channels; }) check.number("out_channels", p.out_channels, 1);
   if (p.kernel != 3 && p.kernel != 5) check.fail("kernel must be 3 or 5", std::to_string(p.kernel));
   const int64_t out_height = out_size(check, {"height", "top", "bottom", "stride_y", p.height, p.top, p.bottom, p.kernel, p.stride_y}, 2);
   const int64_t out_width = out_size(check, {"width", "left", "right", "stride_x", p.width, p.left, p.right, p.kernel, p.stride_x}, 2);
-  if (!p.expand_weight && p.expand_bias) check.fail("expand_bias must be null where expand_weight is", "an address");
-  if (!p.expand_weight && p.hidden != p.in_channels)
-    check.fail("hidden must be in_channels, " + std::to_string(p.in_channels) + ", where expand_weight is null", std::to_string(p.hidden));
+  if constexpr (requires { p.out_channels; }) {
+    if (!p.expand_weight && p.expand_bias) check.fail("expand_bias must be null where expand_weight is", "an address");
+    if (!p.expand_weight && p.hidden != p.in_channels)
+      check.fail("hidden must be in_channels, " + std::to_string(p.in_channels) + ", where expand_weight is null", std::to_string(p.hidden));
+  }
   check.indexable("x", {p.batch, p.in_channels, p.height, p.width});
   check.indexable("expanded x", {p.batch, p.hidden, p.height, p.width});
   check.indexable("filtered x", {p.batch, p.hidden, out_height, out_width});
   check.indexable("expand_weight", {p.hidden, p.in_channels});
   check.indexable("depthwise_weight", {p.hidden, p.kernel, p.kernel});
-  check.indexable("project_weight", {p.out_channels, p.hidden});
-  check.indexable("out", {p.batch, p.out_channels, out_height, out_width});
 
   const size_t element = element_size(precision);
   const bool fp32_biases = check.number("biases_are_fp32", p.biases_are_fp32, 0, 1) == 1;
@@ -260,20 +262,49 @@ MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool 
   if (p.batch > 0) {
     if (loads) check.address("x", p.x, element);
     check.address("depthwise_weight", p.depthwise_weight, element);
-    check.address("project_weight", p.project_weight, element);
     check.address("out", p.out, element);
-    if (p.expand_weight) check.address("expand_weight", p.expand_weight, element);
-    if (p.residual) check.address("residual", p.residual, element);
+    if (p.expand_weight || !requires { p.out_channels; }) check.address("expand_weight", p.expand_weight, element);
     if (p.expand_bias) check.address("expand_bias", p.expand_bias, bias_element);
     if (p.depthwise_bias) check.address("depthwise_bias", p.depthwise_bias, bias_element);
-    if (p.project_bias) check.address("project_bias", p.project_bias, bias_element);
   }
-  return {.op = "mbconv", .precision = precision, .channels_last = channels_last, .x = p.x, .expand_weight = p.expand_weight, .expand_bias = p.expand_bias,
-          .depthwise_weight = p.depthwise_weight, .depthwise_bias = p.depthwise_bias, .project_weight = p.project_weight, .project_bias = p.project_bias,
-          .residual = p.residual, .out = p.out, .batch = p.batch, .in_channels = p.in_channels, .hidden = p.hidden, .out_channels = p.out_channels,
-          .height = p.height, .width = p.width, .out_height = out_height, .out_width = out_width, .kernel = p.kernel, .stride_y = p.stride_y,
-          .stride_x = p.stride_x, .left = p.left, .top = p.top, .low = low, .high = high, .vectors_are_fp32 = fp32_biases && element == 2,
-          .depthwise_taps_first = taps_first, .variant = p.variant};
+  Problem problem{.op = op, .precision = precision, .channels_last = channels_last};
+  problem.x = p.x, problem.expand_weight = p.expand_weight, problem.expand_bias = p.expand_bias;
+  problem.depthwise_weight = p.depthwise_weight, problem.depthwise_bias = p.depthwise_bias, problem.out = p.out;
+  problem.batch = p.batch, problem.in_channels = p.in_channels, problem.hidden = p.hidden, problem.height = p.height, problem.width = p.width;
+  problem.out_height = out_height, problem.out_width = out_width, problem.kernel = p.kernel;
+  problem.stride_y = p.stride_y, problem.stride_x = p.stride_x, problem.left = p.left, problem.top = p.top;
+  problem.low = low, problem.high = high, problem.vectors_are_fp32 = fp32_biases && element == 2, problem.depthwise_taps_first = taps_first;
+  problem.variant = p.variant;
+  return problem;
+}
+
+// Their workspaces are for the callers to look at.
+ExpandDepthwiseProblem expand_depthwise_problem(const Checker& check, const effnet_expand_depthwise& p) {
+  return expanding_problem<ExpandDepthwiseProblem>("expand_depthwise", check, p);
+}
+
+MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool loads = true) {
+  MbconvProblem problem = expanding_problem<MbconvProblem>("mbconv", check, p, loads);
+  check.indexable("project_weight", {p.out_channels, p.hidden});
+  check.indexable("out", {p.batch, p.out_channels, problem.out_height, problem.out_width});
+  problem.project_weight = p.project_weight, problem.project_bias = p.project_bias, problem.residual = p.residual, problem.out_channels = p.out_channels;
+  if (p.batch == 0) return problem;
+  const size_t element = element_size(problem.precision);
+  check.address("project_weight", p.project_weight, element);
+  if (p.residual) check.address("residual", p.residual, element);
+  if (p.project_bias) check.address("project_bias", p.project_bias, p.biases_are_fp32 ? 4 : element);
+  return problem;
+}
+
+// A workspace is there where bytes() are needed. The kernels were chosen by the alignment that it is to have.
+template <class Bytes>
+void check_workspace(const Checker& check, const void* workspace, Bytes bytes, size_t element, const char* function) {
+  if (workspace) check.address("workspace", workspace, element);
+  if (workspace && reinterpret_cast<uintptr_t>(workspace) % 16 == 0) return;
+  const int64_t needed = bytes();
+  if (needed == 0) return;
+  if (workspace) check.fail("workspace must lie on a 16-byte boundary", "an address that does not");
+  check.fail("workspace must have " + std::to_string(needed) + " bytes, see " + function + "()", "null");
 }
 
 // A stem and the block on its map.
@@ -446,6 +477,26 @@ int effnet_launch_fold_batch_norm(const effnet_fold_batch_norm* given, int devic
   });
 }
 
+int effnet_expand_depthwise_workspace(const effnet_expand_depthwise* given, int device, size_t* bytes) {
+  return guarded([&] {
+    const Checker check{"effnet_expand_depthwise_workspace"};
+    if (!bytes) check.fail("bytes must not be null", "null");
+    const auto problem = expand_depthwise_problem(check, check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise)));
+    *bytes = problem.batch == 0 ? 0 : expand_depthwise_workspace(problem, device);
+  });
+}
+
+int effnet_launch_expand_depthwise(const effnet_expand_depthwise* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_expand_depthwise"};
+    const auto p = check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise));
+    const auto problem = expand_depthwise_problem(check, p);
+    if (problem.batch == 0) return;
+    check_workspace(check, p.workspace, [&] { return expand_depthwise_workspace(problem, device); }, element_size(problem.precision), "effnet_expand_depthwise_workspace");
+    launch_expand_depthwise(problem, p.workspace, {device, stream});
+  });
+}
+
 int effnet_mbconv_workspace(const effnet_mbconv* given, int device, size_t* bytes) {
   return guarded([&] {
     const Checker check{"effnet_mbconv_workspace"};
@@ -461,11 +512,7 @@ int effnet_launch_mbconv(const effnet_mbconv* given, int device, void* stream) {
     const auto p = check.read("effnet_mbconv", given, sizeof(effnet_mbconv));
     const auto problem = mbconv_problem(check, p);
     if (problem.batch == 0) return;
-    if (p.workspace) {
-      check.address("workspace", p.workspace, element_size(problem.precision));
-    } else if (const int64_t bytes = mbconv_workspace(problem, device)) {
-      check.fail("workspace must have " + std::to_string(bytes) + " bytes, see effnet_mbconv_workspace()", "null");
-    }
+    check_workspace(check, p.workspace, [&] { return mbconv_workspace(problem, device); }, element_size(problem.precision), "effnet_mbconv_workspace");
     launch_mbconv(problem, p.workspace, {device, stream});
   });
 }

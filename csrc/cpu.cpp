@@ -105,6 +105,13 @@ struct Cpu {
     return as_matrix(aten("aten::linear", "", x, weight, bias ? std::make_optional(like(*bias, x)) : std::nullopt));
   }
 
+  static Tensor expand_depthwise(const char* op, const Tensor& x, const ExpandDepthwise& beginning) {
+    const ExpandDepthwiseShape s = check_expand_depthwise(op, operands(x, beginning), beginning.window);
+    Tensor y = pointwise(op, x, *beginning.expand_weight, {.bias = beginning.expand_bias, .activation = beginning.activation});
+    y = depthwise(op, y, *beginning.depthwise_weight, {.bias = beginning.depthwise_bias, .activation = beginning.activation}, beginning.window);
+    return with_format(y, s.depthwise.channels_last);
+  }
+
   static Tensor mbconv(const char* op, const Tensor& x, const Mbconv& block) {
     const MbconvShape s = check_mbconv(op, operands(x, block), block.window);
     Tensor y = block.expand_weight ? pointwise(op, x, *block.expand_weight, {.bias = block.expand_bias, .activation = block.activation}) : x;

@@ -88,26 +88,34 @@ Tensor dense(const Tensor& x, bool channels_last) {
 
 Tensor dense(const Tensor& t) { return is_contiguous(t) ? t : torch::stable::contiguous(t); }
 
-// What had to be copied, or is only held, until the launch.
-struct Owned {
-  std::array<std::optional<Tensor>, 8> tensors;
+// Whether this bias, where there is one, is float32 beside an x of another type.
+bool are_fp32(const Tensor* bias, const Tensor& x) { return bias && bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float; }
+
+// The tensors of a chain of convolutions: their addresses, and what had to be copied, or is only held.
+struct Operands {
+  std::array<std::optional<Tensor>, 8> owned;
   int count = 0;
 
-  const void* address(Tensor t) { return tensors[count++].emplace(std::move(t)).const_data_ptr(); }
+  const void* address(Tensor t) { return owned[count++].emplace(std::move(t)).const_data_ptr(); }
   const void* matrix(const Tensor* t) { return t ? address(dense(*t)) : nullptr; }
+
+  // What expand_depthwise and mbconv share but for x.
+  template <class Problem, class Block>
+  void read_beginning(Problem& problem, const Block& block) {
+    problem.expand_weight = matrix(block.expand_weight), problem.expand_bias = matrix(block.expand_bias);
+    problem.depthwise_taps_first = is_taps_first(*block.depthwise_weight);
+    problem.depthwise_weight = problem.depthwise_taps_first ? block.depthwise_weight->const_data_ptr() : matrix(block.depthwise_weight);
+    problem.depthwise_bias = matrix(block.depthwise_bias);
+  }
 };
 
 // A block but for its maps.
-MbconvProblem block_problem(const char* op, const Tensor& x, const Mbconv& block, const MbconvShape& s, Owned& owned) {
-  const bool taps_first = is_taps_first(*block.depthwise_weight);
+MbconvProblem block_problem(const char* op, const Tensor& x, const Mbconv& block, const MbconvShape& s, Operands& tensors) {
   const Tensor* first_bias = block.expand_bias ? block.expand_bias : block.depthwise_bias ? block.depthwise_bias : block.project_bias;
   MbconvProblem problem = mbconv_problem(op, precision_of(x, tf32_for_convolutions()), s, block.activation);
-  problem.expand_weight = owned.matrix(block.expand_weight), problem.expand_bias = owned.matrix(block.expand_bias);
-  problem.depthwise_weight = taps_first ? block.depthwise_weight->const_data_ptr() : owned.matrix(block.depthwise_weight);
-  problem.depthwise_taps_first = taps_first;
-  problem.depthwise_bias = owned.matrix(block.depthwise_bias);
-  problem.project_weight = owned.matrix(block.project_weight), problem.project_bias = owned.matrix(block.project_bias);
-  problem.vectors_are_fp32 = first_bias && first_bias->scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
+  tensors.read_beginning(problem, block);
+  problem.project_weight = tensors.matrix(block.project_weight), problem.project_bias = tensors.matrix(block.project_bias);
+  problem.vectors_are_fp32 = are_fp32(first_bias, x);
   return problem;
 }
 
@@ -177,16 +185,34 @@ struct Cuda {
     return out;
   }
 
+  static Tensor expand_depthwise(const char* op, const Tensor& x, const ExpandDepthwise& beginning) {
+    const ExpandDepthwiseShape s = check_expand_depthwise(op, operands(x, beginning), beginning.window);
+    const bool channels_last = s.depthwise.channels_last;
+    Tensor out = empty_image(x, s.depthwise, channels_last);
+    if (s.depthwise.out_numel() == 0) return out;
+
+    Operands tensors;
+    ExpandDepthwiseProblem problem = expand_depthwise_problem(op, precision_of(x, tf32_for_convolutions()), s, beginning.activation);
+    tensors.read_beginning(problem, beginning);
+    problem.x = tensors.address(dense(x, channels_last));
+    problem.out = out.mutable_data_ptr();
+    problem.vectors_are_fp32 = are_fp32(beginning.expand_bias ? beginning.expand_bias : beginning.depthwise_bias, x);
+    const Place place = place_of(x);
+    const Tensor workspace = empty_bytes(x, expand_depthwise_workspace(problem, place.device));
+    launch_expand_depthwise(problem, workspace.mutable_data_ptr(), place);
+    return out;
+  }
+
   static Tensor mbconv(const char* op, const Tensor& x, const Mbconv& block) {
     const MbconvShape s = check_mbconv(op, operands(x, block), block.window);
     const bool channels_last = s.project.channels_last;
     Tensor out = empty_image(x, s.project, channels_last);
     if (s.project.out_numel() == 0) return out;
 
-    Owned owned;
-    MbconvProblem problem = block_problem(op, x, block, s, owned);
-    problem.x = owned.address(dense(x, channels_last));
-    problem.residual = block.residual ? owned.address(dense(*block.residual, channels_last)) : nullptr;
+    Operands tensors;
+    MbconvProblem problem = block_problem(op, x, block, s, tensors);
+    problem.x = tensors.address(dense(x, channels_last));
+    problem.residual = block.residual ? tensors.address(dense(*block.residual, channels_last)) : nullptr;
     problem.out = out.mutable_data_ptr();
     const Place place = place_of(x);
     const Tensor workspace = empty_bytes(x, mbconv_workspace(problem, place.device));
@@ -201,11 +227,11 @@ struct Cuda {
 
     const Tensor input = is_reachable(x) ? x : dense(x), filters = is_reachable(*both.stem_weight) ? *both.stem_weight : dense(*both.stem_weight);
     Vectors vectors;
-    Owned owned;
+    Operands tensors;
     const Tail tail = tail_of({.bias = both.stem_bias, .activation = both.stem_activation}, x, vectors);
     StemMbconvProblem problem{.stem = conv_problem(op, precision_of(x, tf32_for_convolutions()), s.stem, s.stem.channels_last, input.const_data_ptr(), input.strides().data(),
                                                    filters.const_data_ptr(), filters.strides().data(), nullptr, tail),
-                              .block = block_problem(op, x, both.block, s.block, owned)};
+                              .block = block_problem(op, x, both.block, s.block, tensors)};
     problem.block.out = out.mutable_data_ptr();
     const Place place = place_of(x);
     const Tensor workspace = empty_bytes(x, stem_mbconv_workspace(problem, place.device));

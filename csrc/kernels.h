@@ -70,6 +70,23 @@ struct LinearProblem {
   const char* variant = nullptr;
 };
 
+// depthwise(expand(x)), biases folded in, an activation after each.
+struct ExpandDepthwiseProblem {
+  const char* op;
+  Precision precision;
+  bool channels_last;
+  const void* x;
+  const void *expand_weight, *expand_bias;
+  const void *depthwise_weight, *depthwise_bias;
+  void* out;
+  int64_t batch, in_channels, hidden, height, width, out_height, out_width, kernel;
+  int64_t stride_y, stride_x, left, top;
+  float low, high;                // the activation as a clamp
+  bool vectors_are_fp32 = false;  // else the biases have x's type
+  bool depthwise_taps_first = false;
+  const char* variant = nullptr;  // of a kernel that computes both steps
+};
+
 // project(depthwise(expand(x))) + residual, biases folded in, activations after the first two.
 struct MbconvProblem {
   const char* op;
@@ -113,8 +130,10 @@ void launch_fold_batch_norm(const FoldBatchNormProblem& problem, Place place);
 // Everything in a workspace begins at a multiple of 256 bytes.
 inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-// How many bytes launch_mbconv wants to use between its kernels: 0 where one kernel does it all. Depends on no address but
-// on whether addresses are aligned.
+// How many bytes launch_expand_depthwise and launch_mbconv want to use between their kernels: 0 where one kernel does it all.
+// Depends on no address but on whether addresses are aligned. The workspace is aligned, too.
+int64_t expand_depthwise_workspace(const ExpandDepthwiseProblem& problem, int device);
+void launch_expand_depthwise(const ExpandDepthwiseProblem& problem, void* workspace, Place place);
 int64_t mbconv_workspace(const MbconvProblem& problem, int device);
 void launch_mbconv(const MbconvProblem& problem, void* workspace, Place place);
 

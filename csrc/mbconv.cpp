@@ -1,5 +1,5 @@
-// A whole MBConv block: in one kernel where there is one for it (triton_src/mbconv.py), else the maps between its three
-// convolutions live in a workspace.
+// A whole MBConv block: in one kernel where there is one for it (triton_src/mbconv.py), else expand_depthwise or depthwise and the
+// projection, with the maps between them in a workspace.
 #include <cmath>
 
 #include "choice.h"
@@ -7,12 +7,19 @@
 namespace effnet {
 namespace {
 
-// What the workspace holds, one after the other: the expanded map, if there is one, and the filtered one.
+ExpandDepthwiseProblem expand_depthwise(const MbconvProblem& p, void* filtered) {
+  return {.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = p.x, .expand_weight = p.expand_weight, .expand_bias = p.expand_bias,
+          .depthwise_weight = p.depthwise_weight, .depthwise_bias = p.depthwise_bias, .out = filtered, .batch = p.batch, .in_channels = p.in_channels,
+          .hidden = p.hidden, .height = p.height, .width = p.width, .out_height = p.out_height, .out_width = p.out_width, .kernel = p.kernel,
+          .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .low = p.low, .high = p.high,
+          .vectors_are_fp32 = p.vectors_are_fp32, .depthwise_taps_first = p.depthwise_taps_first};
+}
+
+// What the workspace holds, one after the other: the expanded map, if there is one in memory, and the filtered one.
 struct Maps {
-  explicit Maps(const MbconvProblem& p) {
-    const int64_t image = p.batch * p.hidden * bytes_of_element(p.precision);
-    if (p.expand_weight) filtered = padded(image * p.height * p.width);
-    bytes = filtered + image * p.out_height * p.out_width;
+  Maps(const MbconvProblem& p, int device) {
+    if (p.expand_weight) filtered = padded(expand_depthwise_workspace(expand_depthwise(p, nullptr), device));
+    bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_element(p.precision);
   }
   int64_t filtered = 0, bytes;  // where that one starts, and how much all take
 };
@@ -24,18 +31,15 @@ Tail tail_of(const MbconvProblem& p, const void* bias, float low, float high) {
 }
 
 void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
-  char* const expanded = static_cast<char*>(workspace);
-  char* const filtered = expanded + Maps(p).filtered;
+  char* const filtered = static_cast<char*>(workspace) + Maps(p, place.device).filtered;
   constexpr float kInfinity = INFINITY;
   if (p.expand_weight)
-    launch_pointwise({.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = p.x, .weight = p.expand_weight, .out = expanded,
-                      .batch = p.batch, .pixels = p.height * p.width, .in_channels = p.in_channels, .out_channels = p.hidden,
-                      .tail = tail_of(p, p.expand_bias, p.low, p.high)}, place);
-
-  launch_depthwise({.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = p.expand_weight ? expanded : p.x,
-                    .weight = p.depthwise_weight, .out = filtered, .batch = p.batch, .channels = p.hidden, .height = p.height, .width = p.width,
-                    .out_height = p.out_height, .out_width = p.out_width, .kernel = p.kernel, .stride_y = p.stride_y, .stride_x = p.stride_x,
-                    .left = p.left, .top = p.top, .tail = tail_of(p, p.depthwise_bias, p.low, p.high), .taps_first = p.depthwise_taps_first}, place);
+    launch_expand_depthwise(expand_depthwise(p, filtered), workspace, place);
+  else
+    launch_depthwise({.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = p.x, .weight = p.depthwise_weight, .out = filtered,
+                      .batch = p.batch, .channels = p.hidden, .height = p.height, .width = p.width, .out_height = p.out_height, .out_width = p.out_width,
+                      .kernel = p.kernel, .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top,
+                      .tail = tail_of(p, p.depthwise_bias, p.low, p.high), .taps_first = p.depthwise_taps_first}, place);
 
   Tail tail = tail_of(p, p.project_bias, -kInfinity, kInfinity);
   tail.residual = p.residual;
@@ -73,7 +77,7 @@ int64_t blocks(const MbconvProblem& p, const Tile& tile) {
   return ceil_div(p.batch * p.out_width, tile.rows) * ceil_div(p.out_height, (*tile.variant)["steps"]);
 }
 
-// The tile of the kernel that computes the block; null where three kernels are better, or there is none.
+// The tile of the kernel that computes the block; null where several kernels are better, or there is none.
 const Tile* fused(const MbconvProblem& p, int device) {
   const int fitting = fits_a_kernel(p) ? key(p.precision, p.expand_weight, p.in_channels, p.stride_y) : -1;
   if (p.variant) return &table().named(p.op, p.variant, {fitting});
@@ -105,7 +109,7 @@ void launch_fused(const MbconvProblem& p, const Tile& tile, Place place) {
 
 }  // namespace
 
-int64_t mbconv_workspace(const MbconvProblem& p, int device) { return fused(p, device) ? 0 : Maps(p).bytes; }
+int64_t mbconv_workspace(const MbconvProblem& p, int device) { return fused(p, device) ? 0 : Maps(p, device).bytes; }
 
 void launch_mbconv(const MbconvProblem& p, void* workspace, Place place) {
   if (const Tile* tile = fused(p, place.device)) return launch_fused(p, *tile, place);

@@ -21,6 +21,8 @@ STABLE_TORCH_LIBRARY(effnet, m) {
   m.def("pointwise_pool(Tensor x, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
 
+  // The first two steps of an MBConv block: depthwise(pointwise(x, expand, activation), activation).
+  m.def("expand_depthwise(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor depthwise_weight, Tensor? depthwise_bias, int[2] stride=1, int[4] padding=1, str activation='relu6') -> Tensor");
   // A whole MBConv block: pointwise(depthwise(pointwise(x, expand, activation), activation), project) + residual.
   m.def("mbconv(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, Tensor? residual=None, int[2] stride=1, int[4] padding=1, str activation='relu6') -> Tensor");
 

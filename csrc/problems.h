@@ -57,7 +57,16 @@ inline LinearProblem linear_problem(const char* op, Precision precision, const L
           .out_features = s.out_features, .tail = tail};
 }
 
-// The sizes alone; the caller adds the addresses.
+// Of this and the next the sizes alone; the caller adds the addresses.
+inline ExpandDepthwiseProblem expand_depthwise_problem(const char* op, Precision precision, const ExpandDepthwiseShape& s, Activation activation) {
+  const ConvShape& d = s.depthwise;
+  const auto& [stride, padding] = d.window;
+  const auto [low, high] = bounds(activation);
+  return {.op = op, .precision = precision, .channels_last = d.channels_last, .batch = d.batch, .in_channels = s.expand.in_channels, .hidden = d.in_channels,
+          .height = d.height, .width = d.width, .out_height = d.out_height, .out_width = d.out_width, .kernel = d.kernel_height, .stride_y = stride[0],
+          .stride_x = stride[1], .left = padding[0], .top = padding[2], .low = low, .high = high};
+}
+
 inline MbconvProblem mbconv_problem(const char* op, Precision precision, const MbconvShape& s, Activation activation) {
   const ConvShape& d = s.depthwise;
   const auto& [stride, padding] = d.window;

@@ -72,16 +72,15 @@ def exact(
     return Exact(value, magnitude, terms)
 
 
-def exact_mbconv(args: dict) -> Exact:
-    """A chain of three, or of a stem and two. Activations and residual do not make errors larger, convolutions as their weights' magnitudes do."""
+def exact_chain(args: dict) -> Exact:
+    """mbconv, expand_depthwise and stem_mbconv: a chain of those of the steps that have a weight. Activations and residual do not make errors larger,
+    convolutions as their weights' magnitudes do."""
     x, activation = args["x"], args.get("activation", "relu6")
     window = {name: numbers(args.get(name, 1), count) for name, count in (("stride", 2), ("padding", 4))}
-    steps = [("depthwise", {"depthwise": True, "activation": activation, **window}), ("project", {"residual": args.get("residual")})]
-    if args.get("expand_weight") is not None:
-        steps.insert(0, ("expand", {"activation": activation}))
-    if args.get("stem_weight") is not None:
-        stem_window = {"stride": numbers(args.get("stem_stride", 2), 2), "padding": numbers(args.get("stem_padding", 1), 4)}
-        steps.insert(0, ("stem", {"activation": args.get("stem_activation", "relu"), **stem_window}))
+    steps = [("expand", {"activation": activation}), ("depthwise", {"depthwise": True, "activation": activation, **window}), ("project", {"residual": args.get("residual")})]
+    stem_window = {"stride": numbers(args.get("stem_stride", 2), 2), "padding": numbers(args.get("stem_padding", 1), 4)}
+    steps.insert(0, ("stem", {"activation": args.get("stem_activation", "relu"), **stem_window}))
+    steps = [(name, options) for name, options in steps if args.get(f"{name}_weight") is not None]
     value = magnitude = x
     terms = 0
     for name, options in steps:
@@ -95,8 +94,8 @@ def exact_mbconv(args: dict) -> Exact:
 
 def exact_call(op: str, args: dict) -> Exact:
     """The same for a call of torch.ops.effnet.<op>, with its arguments by name."""
-    if op in ("mbconv", "stem_mbconv"):
-        return exact_mbconv(args)
+    if op in ("mbconv", "expand_depthwise", "stem_mbconv"):
+        return exact_chain(args)
     options = {name: args[name] for name in ("bias", "residual", "activation", "eps") if args.get(name) is not None}
     for name in ("stride", "padding"):
         if name in args:

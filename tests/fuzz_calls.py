@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from op_cases import OPS, Case, MbconvCase, StemMbconvCase, numbers
+from op_cases import OPS, Case, MbconvCase, StemMbconvCase, beginning, numbers
 from torch import Tensor
 
 DTYPES = {"cpu": [torch.float32, torch.float16, torch.bfloat16, torch.float64], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
@@ -39,6 +39,8 @@ class FuzzCall:
         """The call as a Case, for PyTorch's answer; only of calls that an op took."""
         args = self.args
         stride, padding = tuple(numbers(args.get("stride", 1), 2)), tuple(numbers(args.get("padding", 0), 4))
+        if self.op == "expand_depthwise":
+            return beginning(tuple(args["x"].shape), args["expand_weight"].shape[0], args["depthwise_weight"].shape[2], stride, padding)
         if self.op == "mbconv":
             return MbconvCase(tuple(args["x"].shape), None, args["project_weight"].shape[0], args["depthwise_weight"].shape[2], stride, padding)
         if self.op == "stem_mbconv":
@@ -83,11 +85,14 @@ def random_case(r, op):
     if op.startswith("pointwise"):
         return Case(op, (batch, channels, r.randint(1, 9), r.randint(1, 9)), out, matrix_weight=r.random() < 0.3, **options)
 
-    depthwise = op.startswith(("depthwise", "mbconv"))
+    depthwise = op.startswith(("depthwise", "expand_depthwise", "mbconv"))
     kernel = (r.choice([3, 5]),) * 2 if depthwise else (r.randint(1, 5), r.randint(1, 5))
     left, right, top, bottom = (r.choice([0, 0, 1, 1, 2, 4]) for _ in range(4))
     height, width = (max(r.randint(1, 11), size - before - after) for size, before, after in zip(kernel, (top, left), (bottom, right)))
     stride = (r.randint(1, 2), r.randint(1, 2)) if depthwise else (r.randint(1, 3), r.randint(1, 3))
+    if op == "expand_depthwise":
+        options |= {"matrix_weight": r.random() < 0.3, "taps_first": r.random() < 0.5}
+        return beginning((batch, channels, height, width), r.choice(CHANNELS), kernel[0], stride, (left, right, top, bottom), **options)
     if op == "mbconv":
         options |= {"residual": r.random() < 0.5, "matrix_weight": r.random() < 0.3, "taps_first": r.random() < 0.5}
         return MbconvCase((batch, channels, height, width), r.choice([None, *CHANNELS]), out, kernel[0], stride, (left, right, top, bottom), **options)

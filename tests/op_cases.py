@@ -183,13 +183,14 @@ class MbconvCase:
                     args[name] = normal(length).to(device, vector_dtype)
         if self.residual:
             args["residual"] = lay_out(normal(*self.out_shape()).to(device, dtype), layout)
+        args = {name: a for name, a in args.items() if not name.startswith("project") or self.op == "mbconv"}
         return args | {"stride": list(self.stride), "padding": list(self.padding), "activation": self.activation}
 
     def out_shape(self) -> tuple[int, ...]:
         return Case("depthwise", self.x, self.out, (self.kernel, self.kernel), self.stride, self.padding).out_shape()
 
     def call(self, args: dict) -> Tensor:
-        return torch.ops.effnet.mbconv(**args)
+        return getattr(torch.ops.effnet, self.op)(**args)
 
     def reference(self, args: dict, dtype: torch.dtype | None = None) -> Tensor:
         return self._steps(args, dtype)[-1]
@@ -198,7 +199,7 @@ class MbconvCase:
         return torch.cat([t.flatten() for t in self._steps(args)[:-1]])
 
     def _steps(self, args, dtype=None):
-        """Both maps before their activations, and the result."""
+        """The maps before their activations, and the result."""
         args = {name: a.to(dtype) if dtype and isinstance(a, Tensor) else a for name, a in args.items()}
         x, activation = args["x"], ACTIVATIONS[args.get("activation", "relu6")]
         bias = {name: None if (b := args.get(f"{name}_bias")) is None else b.to(x.dtype) for name in ("expand", "depthwise", "project")}
@@ -208,6 +209,8 @@ class MbconvCase:
             x = activation(steps[-1])
         padding, stride = (numbers(args.get(name, 1), count) for name, count in (("padding", 4), ("stride", 2)))
         steps.append(F.conv2d(F.pad(x, padding), weight, bias["depthwise"], stride, groups=weight.shape[0]))
+        if self.op == "expand_depthwise":
+            return [*steps, activation(steps[-1])]
         y = F.conv2d(activation(steps[-1]), args["project_weight"].reshape(-1, weight.shape[0], 1, 1), bias["project"])
         return [*steps, y if args.get("residual") is None else y + args["residual"]]
 
@@ -277,6 +280,11 @@ class StemMbconvCase:
         y = ACTIVATIONS[args.get("stem_activation", "relu")](stem)
         y = y.contiguous(memory_format=self.memory_format) if self.memory_format else y  # which decides on the order of sums, as ours does
         return [stem, *self._block()._steps(block | {"x": y})]
+
+
+def beginning(x, hidden, *window, **options) -> MbconvCase:
+    """A call of expand_depthwise: the same without the projection."""
+    return MbconvCase(x, hidden, hidden, *window, op="expand_depthwise", **options)
 
 
 ACTIVATIONS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}
@@ -407,6 +415,10 @@ CASES = [
     *_linears("linear_bias"),
     *_linears("linear", wide_vectors=True),
     Case("linear", (4, 24), 10, bias=False),
+    *(beginning(c.x, c.hidden, c.kernel, c.stride, c.padding) for c in _mbconvs() if c.hidden),
+    beginning((2, 16, 8, 8), 64, wide_vectors=True, taps_first=True),
+    beginning((1, 24, 20, 20), 40, activation="relu", wide_vectors=True, taps_first=True),  # of more pixels than a kernel's band
+    beginning((2, 8, 7, 7), 24, 5, (1, 1), (2, 2, 2, 2), activation="none", bias=False, matrix_weight=True),
     *_mbconvs(),
     MbconvCase((2, 16, 8, 8), 64, 16, residual=True, wide_vectors=True, taps_first=True),
     MbconvCase((2, 16, 8, 8), None, 16, residual=True, activation="relu", matrix_weight=True),
@@ -442,6 +454,8 @@ SMALL = [
     Case("pointwise_pool", (2, 3, 4, 3), 5, bias=False),
     Case("linear", (3, 4), 5, wide_vectors=True),
     Case("linear", (3, 4), 5, bias=False),
+    beginning((2, 3, 5, 6), 4, 3, (2, 2), (0, 1, 0, 1), wide_vectors=True, taps_first=True),
+    beginning((2, 3, 5, 6), 4, 3, (1, 2), activation="none", bias=False, matrix_weight=True),
     MbconvCase((2, 3, 5, 6), 4, 3, 3, (1, 1), (1, 1, 1, 1), residual=True, wide_vectors=True),
     MbconvCase((2, 3, 5, 6), 4, 2, 3, (2, 2), (0, 1, 0, 1), activation="relu", matrix_weight=True, taps_first=True),
     MbconvCase((2, 3, 5, 6), None, 2, 3, (1, 2), activation="none", bias=False),

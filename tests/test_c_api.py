@@ -12,7 +12,7 @@ import pytest
 import stub_cuda
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
-from test_launcher import BIAS, EXPAND_BIAS, MEAN, OUT, OUT_BIAS, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, both, launch
+from test_launcher import BIAS, DEPTHWISE_BIAS, EXPAND_BIAS, MEAN, OUT, OUT_BIAS, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, both, launch
 
 import effnet_aot
 
@@ -57,7 +57,7 @@ C_LIBRARY = Path(stub_cuda._library.PATH).with_name("libeffnet_aot_c.so")
 def test_library_exports_what_the_header_declares(library):
     declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    assert len(declared) == 15
+    assert len(declared) == 17
     assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
 
 
@@ -136,6 +136,12 @@ REFUSED = [
     ("fold_batch_norm", {"weight": X + 2}, "weight must be aligned to its elements of 4 bytes, got an address that is not"),
     ("fold_batch_norm", {"out": OUT + 1}, "out must be aligned to its elements of 2 bytes, got an address that is not"),
     ("fold_batch_norm", {"out_bias": OUT_BIAS + 2}, "out_bias must be aligned to its elements of 4 bytes, got an address that is not"),
+    ("expand_depthwise", {"precision": 7}, "precision must be from 0 to 3, got 7"),
+    ("expand_depthwise", {"kernel": 7}, "kernel must be 3 or 5, got 7"),
+    ("expand_depthwise", {"batch": 2**19}, "expanded x must have at most 2147483647 elements, got 3170893824"),
+    ("expand_depthwise", {"expand_weight": None}, "expand_weight must not be null, got null"),
+    ("expand_depthwise", {"depthwise_bias": DEPTHWISE_BIAS + 2}, "depthwise_bias must be aligned to its elements of 4 bytes, got an address that is not"),
+    ("expand_depthwise", {"workspace": WORKSPACE + 1}, "workspace must be aligned to its elements of 2 bytes, got an address that is not"),
     ("mbconv", {"precision": 7}, "precision must be from 0 to 3, got 7"),
     ("mbconv", {"hidden": 0}, "hidden must be from 1 to 2147483647, got 0"),
     ("mbconv", {"kernel": 7}, "kernel must be 3 or 5, got 7"),
@@ -169,8 +175,8 @@ def test_workspace(stub):
     """Only where it is needed; and it is needed where mbconv_workspace says so."""
     steps = PROBLEMS["mbconv"] | {"workspace": None, "kernel": 5}
     run = stub.run(
-        launch("mbconv", workspace=None), ["launch", "mbconv", steps], ["mbconv_workspace", steps],
-        ["mbconv_workspace", PROBLEMS["mbconv"], 0, True], ["mbconv_workspace", None], ["mbconv_workspace", steps | {"x": X + 1}],
+        launch("mbconv", workspace=None), ["launch", "mbconv", steps], ["workspace", "mbconv", steps],
+        ["workspace", "mbconv", PROBLEMS["mbconv"], 0, True], ["workspace", "mbconv", None], ["workspace", "mbconv", steps | {"x": X + 1}],
     )  # fmt: skip
     assert [r["status"] for r in run.results] == [OK, INVALID_ARGUMENT, OK, *3 * [INVALID_ARGUMENT]]
     assert run.results[1]["error"] == f"effnet_launch_mbconv: workspace must have {run.results[2]['value']} bytes, see effnet_mbconv_workspace(), got null"
@@ -194,7 +200,7 @@ def test_nothing_to_do(stub):
 
     ops = [op for op in PROBLEMS if op not in ("fold_batch_norm", "stem_mbconv")]  # the first always has a weight
     calls = [launch(op, **nothing(op)) for op in ops] + [["launch", "stem_mbconv", both(nothing("conv"), nothing("mbconv"))]]
-    run = stub.run(*calls, ["mbconv_workspace", PROBLEMS["mbconv"] | {"batch": 0}]).assert_ok()
+    run = stub.run(*calls, ["workspace", "mbconv", PROBLEMS["mbconv"] | {"batch": 0}]).assert_ok()
     assert run.results[-1]["value"] == 0
     assert run.records == []
 

@@ -3,7 +3,7 @@ effnet_aot/ops/rules.py). The table below is those words."""
 
 import pytest
 import torch
-from op_cases import OPS, SMALL, Case, MbconvCase, StemMbconvCase
+from op_cases import OPS, SMALL, Case, MbconvCase, StemMbconvCase, beginning
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 PW = Case("pointwise", (2, 8, 4, 5), 6)
@@ -17,6 +17,7 @@ POOL = Case("pointwise_pool", (2, 8, 4, 5), 6)
 LINEAR = Case("linear", (2, 8), 6)
 LINEAR_BIAS = Case("linear_bias", (2, 8), 6)
 BLOCK = MbconvCase((2, 8, 6, 5), 16, 6)
+BEGINNING = beginning((2, 8, 6, 5), 16)
 NO_EXPAND = MbconvCase((2, 8, 6, 5), None, 6)
 BOTH = StemMbconvCase((2, 3, 6, 5), 8, 6)
 RESIDUAL_BLOCK = MbconvCase((2, 8, 6, 5), 16, 8, residual=True)
@@ -136,6 +137,16 @@ TABLE = [
     (BOTH, {"project_weight": t(6, 7)}, "project_weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = 8, got (6, 7)"),
     (BOTH, {"memory_format": torch.preserve_format}, "memory_format must be contiguous_format or channels_last, got preserve_format"),
     (BOTH, {"stem_activation": "silu", "activation": "gelu", "stem_stride": 0, "x": t(8)}, "stem_activation must be 'none', 'relu' or 'relu6', got 'silu'"),
+    (BEGINNING, {"x": t(8, 6, 5)}, f"{IMAGE}, got (8, 6, 5)"),
+    (BEGINNING, {"x": t(2, 7, 6, 5)}, "expand_weight must be (C_out, C_in, 1, 1) or (C_out, C_in) with C_in = 7, got (16, 8, 1, 1)"),
+    (BEGINNING, {"expand_bias": t(8)}, "expand_bias must be (C_out,) with C_out = 16, got (8,)"),
+    (BEGINNING, {"depthwise_weight": t(8, 1, 3, 3)}, "depthwise_weight must be (C, 1, k, k) with C = 16 and k = 3 or 5, got (8, 1, 3, 3)"),
+    (BEGINNING, {"depthwise_bias": t(16, dtype=d)}, "depthwise_bias must be float32, got float64"),
+    (BEGINNING, {name: t(*shape, dtype=h) for name, shape in HALF_BLOCK.items() if "project" not in name} | {"depthwise_bias": t(16)},
+     "depthwise_bias must be float16 like expand_bias, got float32"),
+    (BEGINNING, {"stride": [3, 1]}, "stride must be 1 or 2 in each direction, got (3, 1)"),
+    (BEGINNING, {"padding": 0, "x": t(2, 8, 2, 5)}, "depthwise_weight must have a kernel no larger than the padded input (2, 5), got (3, 3)"),
+    (BEGINNING, {"activation": "silu"}, "activation must be 'none', 'relu' or 'relu6', got 'silu'"),
     # Several faults: the same one is named everywhere.
     (PW, {"activation": "gelu", "x": t(8), "bias": t(1)}, "activation must be 'none', 'relu' or 'relu6', got 'gelu'"),
     (CONV, {"x": t(2, 3, dtype=i), "stride": 0, "activation": "relu"}, "stride must be two numbers from 1 to 2147483647, got (0, 0)"),

@@ -29,6 +29,9 @@ PROBLEMS = {
     "linear": dict(precision=FP16, x=X, weight=WEIGHT, out=OUT, rows=10, in_features=64, out_features=40),
     "fold_batch_norm": dict(precision=FP32, out_precision=FP16, weight=WEIGHT, out=OUT, out_bias=OUT_BIAS, out_channels=40, in_channels=24, kernel_y=3, kernel_x=3,
                             epilogue=dict(bn_weight=SCALE, bn_bias=BIAS, bn_mean=MEAN, bn_var=VAR)),
+    "expand_depthwise": dict(precision=FP16, layout=NHWC, x=X, expand_weight=EXPAND, expand_bias=EXPAND_BIAS, depthwise_weight=DEPTHWISE,
+                             depthwise_bias=DEPTHWISE_BIAS, out=OUT, workspace=WORKSPACE, batch=2, in_channels=16, hidden=96, height=9, width=7, kernel=3,
+                             stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1, biases_are_fp32=1, depthwise_taps_first=1, activation=RELU6),
     "mbconv": dict(precision=FP16, layout=NHWC, x=X, expand_weight=EXPAND, expand_bias=EXPAND_BIAS, depthwise_weight=DEPTHWISE, depthwise_bias=DEPTHWISE_BIAS,
                    project_weight=PROJECT, project_bias=PROJECT_BIAS, out=OUT, workspace=WORKSPACE, batch=2, in_channels=16, hidden=96, out_channels=16,
                    height=9, width=7, kernel=3, stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1,
@@ -171,9 +174,10 @@ def test_variant_and_grid(chosen, index):
 
 LARGE = dict(batch=64, height=40, width=40)
 STRIDE = dict(stride_y=2, stride_x=2)
-# What differs from PROBLEMS["mbconv"], and the variants of the launches: the whole block, or its three (two) steps. Mostly
+# What differs from PROBLEMS["mbconv"], and the variants of the launches: the whole block, its beginning and the projection, or its three (two) steps. Mostly
 # numbers of channels that are in no tuning table.
 STEPS = ["fp16_nhwc_folded", r"fp16_k3_(nhwc_aligned|s\d_rows)", "fp16_nhwc_folded"]
+BEGUN = [r"fp16_k3_s\d_w.*", "fp16_nhwc_folded"]
 BLOCKS = [
     ({}, ["fp16_c16_s1_16x16x32"]),  # few pixels: the warps of a block share them
     (LARGE, ["fp16_c16_s1_32x16x16"]),
@@ -190,27 +194,31 @@ BLOCKS = [
     ({**STRIDE, "in_channels": 40, "hidden": 240, "out_channels": 72}, ["fp16_c40_s2_16x80x64"]),
     (UNEXPANDED, [r"fp16_unexpanded_c32_s1_16x16_rows\d+"]),
     ({**UNEXPANDED, **LARGE, "out_channels": 24}, [r"fp16_unexpanded_c32_s1_16x32_rows\d+"]),
-    ({"out_channels": 40}, STEPS),  # more than any variant has
-    ({"hidden": 64}, STEPS),
-    ({"in_channels": 48, "hidden": 288}, STEPS),
-    ({"in_channels": 128, "hidden": 768}, STEPS),
+    ({"out_channels": 40}, BEGUN),  # more than any variant has
+    ({"hidden": 64}, BEGUN),
+    ({"in_channels": 48, "hidden": 288}, BEGUN),
+    ({"in_channels": 128, "hidden": 768, **STRIDE}, BEGUN),
+    ({"in_channels": 128, "hidden": 768, "height": 17, "width": 16}, STEPS),  # a large map
     ({"x": X + 8}, ["fp16_nhwc_generic", *STEPS[1:]]),
-    ({"out": OUT + 8}, [*STEPS[:2], "fp16_nhwc_generic"]),
+    ({"out": OUT + 8}, [*BEGUN[:1], "fp16_nhwc_generic"]),
     ({"depthwise_weight": DEPTHWISE + 2}, STEPS),
     ({"expand_bias": EXPAND_BIAS + 4}, STEPS),
-    ({"out_channels": 12}, [*STEPS[:2], "fp16_nhwc_generic"]),
-    ({"kernel": 5, "left": 2, "right": 2}, ["fp16_nhwc_folded", "fp16_k5_(nhwc_aligned|s1_rows)", "fp16_nhwc_folded"]),
+    ({"out_channels": 12}, [*BEGUN[:1], "fp16_nhwc_generic"]),
+    ({"kernel": 5, "left": 2, "right": 2}, [r"fp16_k5_s1_w.*", "fp16_nhwc_folded"]),
+    ({"kernel": 5, "left": 2, "right": 2, **LARGE}, ["fp16_nhwc_folded", "fp16_k5_(nhwc_aligned|s1_rows)", "fp16_nhwc_folded"]),
     ({"stride_x": 2}, STEPS),
-    ({"left": 3}, STEPS),  # a window with nothing of the image in it
-    ({"bottom": 3}, STEPS),
+    ({"left": 3}, BEGUN),  # a window with nothing of the image in it
+    ({"bottom": 3}, BEGUN),
     ({"layout": NCHW}, ["fp16_nchw_generic", "fp16_k3_nchw_generic", "fp16_nchw_generic"]),
-    ({"precision": TF32}, ["tf32_nhwc_folded", "fp32_k3_(nhwc_aligned|s1_rows)", "tf32_nhwc_folded"]),
+    ({"precision": TF32, "out_channels": 40}, [r"tf32_k3_s1_w.*", "tf32_nhwc_folded"]),
+    ({"precision": TF32, **LARGE, "out_channels": 40}, ["tf32_nhwc_folded", "fp32_k3_(nhwc_aligned|s1_rows)", "tf32_nhwc_folded"]),
     ({"precision": FP32}, ["fp32_nhwc_aligned", "fp32_k3_(nhwc_aligned|s1_rows)", "fp32_nhwc_aligned"]),
-    ({"activation": RELU}, STEPS),
-    ({"activation": c_api.LINEAR}, STEPS),
+    ({"activation": RELU}, BEGUN),
+    ({"activation": c_api.LINEAR}, BEGUN),
     ({"biases_are_fp32": 0}, STEPS),
     ({"depthwise_taps_first": 0}, STEPS),
-    *(({f"{step}_bias": None}, STEPS) for step in ("expand", "depthwise", "project")),
+    *(({f"{step}_bias": None}, STEPS) for step in ("expand", "depthwise")),
+    ({"project_bias": None}, BEGUN),
     ({**UNEXPANDED, **STRIDE}, STEPS[1:]),
     ({**UNEXPANDED, "in_channels": 16, "hidden": 16}, STEPS[1:]),
 ]
@@ -218,7 +226,7 @@ BLOCKS = [
 
 def test_blocks(stub):
     """Which run in one kernel, on which grid, and what the workspace must hold."""
-    calls = [call for changes, _ in BLOCKS for call in (launch("mbconv", **changes), ["mbconv_workspace", PROBLEMS["mbconv"] | changes])]
+    calls = [call for changes, _ in BLOCKS for call in (launch("mbconv", **changes), ["workspace", "mbconv", PROBLEMS["mbconv"] | changes])]
     run = stub.run(*calls).assert_ok()
     launches = iter(run.launches)
     for (changes, expected), workspace in zip(BLOCKS, run.results[1::2], strict=True):
@@ -230,9 +238,10 @@ def test_blocks(stub):
                                  (("height", ("top", "bottom"), "stride_y"), ("width", ("left", "right"), "stride_x")))  # fmt: skip
         if len(made) > 1:
             image = p["batch"] * p["hidden"] * (2 if p["precision"] in (FP16, BF16) else 4)
-            expanded = ceil(image * p["height"] * p["width"] / 256) * 256 if p["expand_weight"] else 0
+            expanded = ceil(image * p["height"] * p["width"] / 256) * 256 if len(made) == 3 else 0
             assert workspace["value"] == expanded + image * out_height * out_width
-            assert [m["image"]["op"] for m in made] == ["pointwise", "depthwise", "pointwise"][-len(made) :]
+            begun = ["expand_depthwise"] if len(made) == 2 and p["expand_weight"] else ["pointwise", "depthwise"][1 - bool(p["expand_weight"]) :]
+            assert [m["image"]["op"] for m in made] == [*begun, "pointwise"]
             continue
         assert workspace["value"] == 0 and made[0]["image"]["op"] == "mbconv"
         rows = int(re.search(r"_(\d+)x", variants[0])[1])
@@ -267,6 +276,41 @@ def test_parameters_of_blocks(stub):
         step | depthwise | dict(x=X, out=WORKSPACE, channels=32, high=6, weight_channel=9, weight_tap=1, flags=2),
         step | dict(x=WORKSPACE, weight=PROJECT, p0=0, residual=0, out=OUT, pixels=3 * 23 * 32, in_channels=32, out_channels=8, low=-inf, high=inf, flags=0),
     ]  # fmt: skip
+
+
+# A variant of expand_depthwise, what differs from PROBLEMS, and its band of output rows and how many there are.
+BANDS = [
+    ("fp16_k3_s1_w4x1_64x16x6_rows1", {}, 9, 1),  # 63 pixels
+    ("fp16_k3_s1_w4x1_64x16x6_rows1", {"width": 8}, 5, 2),  # windows of 8 rows, of 6 at most: two bands of the same size
+    ("fp16_k3_s1_w4x1_64x16x6_rows1", {"width": 21}, 1, 9),
+    ("fp16_k3_s2_w8x1_256x32x3_rows1", {"height": 30, "width": 30, **STRIDE}, 3, 5),
+    ("fp16_k3_s2_w8x1_256x32x3_rows1", {"height": 15, "width": 15, **STRIDE}, 8, 1),
+    ("fp16_k5_s1_w8x1_256x32x3_rows2", {"kernel": 5, "height": 20, "width": 20, "top": 2, "bottom": 2}, 7, 3),
+]  # fmt: skip
+
+
+def test_bands(stub):
+    """The output rows of a block: their windows lie in its pixels."""
+    run = stub.run(*(launch("expand_depthwise", variant=variant, hidden=104, **changes) for variant, changes, _, _ in BANDS)).assert_ok()
+    for (variant, changes, band, bands), made in zip(BANDS, run.launches, strict=True):
+        p = PROBLEMS["expand_depthwise"] | changes
+        assert made["parameters"]["band"] == band
+        assert made["grid"] == [2 * bands * ceil(104 / int(variant.split("x")[2])), 1, 1]
+    width = BANDS[0][0], {"width": 22}
+    (refused,) = stub.run(launch("expand_depthwise", variant=width[0], **width[1])).results
+    assert refused["error"] == f"effnet::expand_depthwise: variant {width[0]} does not have rows of 22 pixels"
+
+
+def test_parameters_of_a_beginning(stub):
+    numbers = dict(batch=3, height=13, width=11, left=1, right=2, top=2, bottom=0)
+    run = stub.run(launch("expand_depthwise", **numbers), ["workspace", "expand_depthwise", PROBLEMS["expand_depthwise"] | numbers]).assert_ok()
+    given = dict(x=X, expand_weight=EXPAND, expand_bias=EXPAND_BIAS, depthwise_weight=DEPTHWISE, depthwise_bias=DEPTHWISE_BIAS, out=OUT, in_channels=16, hidden=96,
+                 height=13, width=11, out_height=13, out_width=12, left=1, top=2, low=0, high=6, trailing=[0, 0])  # fmt: skip
+    (made,) = run.launches
+    assert made["parameters"] == given | {"band": made["parameters"]["band"]} and run.results[1]["value"] == 0
+    two = stub.run(launch("expand_depthwise", biases_are_fp32=0), ["workspace", "expand_depthwise", PROBLEMS["expand_depthwise"] | {"biases_are_fp32": 0}]).assert_ok()
+    assert [m["image"]["op"] for m in two.launches] == ["pointwise", "depthwise"] and two.results[1]["value"] == 2 * 96 * 9 * 7 * 2
+    assert two.launches[0]["parameters"]["out"] == two.launches[1]["parameters"]["x"] == WORKSPACE and two.launches[1]["parameters"]["out"] == OUT
 
 
 def test_a_block_whose_variant_does_not_fit(stub):
@@ -313,6 +357,8 @@ def test_named_variant(stub, few_images):
         if op == "depthwise":
             changes["kernel"] = 5 if "_k5_" in variant else 3
             changes["stride_y"] = changes["stride_x"] = 2 if "_s2_" in variant else 1
+        if op == "expand_depthwise":
+            changes |= {"kernel": int(variant.split("_k")[1][0])} | (STRIDE if "_s2_" in variant else {})
         if op == "mbconv":
             changes |= block_of(variant)
         if op == "stem_mbconv":
@@ -356,7 +402,7 @@ STEMS = [
 def test_stems_and_blocks(stub):
     """Which run in one kernel, and what the workspace must hold: the stem's map, then the block's own."""
     problems = [both(stem, block) for stem, block, _ in STEMS]
-    run = stub.run(*(call for p in problems for call in (["launch", "stem_mbconv", p, 0, STREAM], ["stem_mbconv_workspace", p]))).assert_ok()
+    run = stub.run(*(call for p in problems for call in (["launch", "stem_mbconv", p, 0, STREAM], ["workspace", "stem_mbconv", p]))).assert_ok()
     launches = iter(run.launches)
     for (*_, expected), p, workspace in zip(STEMS, problems, run.results[1::2], strict=True):
         made = [next(launches) for _ in expected]

@@ -102,15 +102,19 @@ def test_variants_that_serve_more_shapes():
 
 
 def test_parts_of_a_block_with_its_own_kernel():
-    call = next(call for call in modelnew() if call.op == "mbconv" and len(calls.parts(call)) == 3)
+    call = next(call for call in modelnew() if call.op == "mbconv" and len(calls.all_parts(call)) == 4)
     other = next(call for call in modelnew() if call.op == "linear")
     made, lines = {}, []
-    for index, (one, batch) in enumerate((one, batch) for batch in (1, 10) for one in (call, *calls.parts(call), other)):
-        variant = NONE if one is call and batch == 1 else "b"
+    for index, (one, batch) in enumerate((one, batch) for batch in (1, 10) for one in (call, *calls.all_parts(call), other)):
+        variant = NONE if one is call and batch == 1 or one.op == "expand_depthwise" and batch == 1 else "b"
         made[Problem(one, "float16", batch)] = Measured(one.op, "fp16", (("index", index),), batch, "a", {"a": 2.0, variant: 1.0})
         lines.append(Line(one.op, "fp16", (("index", index),), batch, 90, variant, 1.0, "a", 2.0))
     kept = needed(lines, list(made), made)
-    assert [(entry.op, entry.batch) for entry in kept] == [("mbconv", 1), ("pointwise", 1), ("depthwise", 1), ("pointwise", 1), ("linear", 1), ("mbconv", 10), ("linear", 10)]
+    assert [(entry.op, entry.batch) for entry in kept] == [("mbconv", 1), ("expand_depthwise", 1), ("pointwise", 1), ("depthwise", 1), ("pointwise", 1), ("linear", 1), ("mbconv", 10), ("linear", 10)]
+    lines = [replace(entry, variant="b") if entry.op == "expand_depthwise" else entry for entry in lines]
+    kept = needed(lines, list(made), made)
+    assert [(entry.op, entry.batch) for entry in kept] == [("mbconv", 1), ("expand_depthwise", 1), ("pointwise", 1), ("linear", 1), ("mbconv", 10), ("linear", 10)]
+    lines = [replace(entry, variant=NONE) if entry.op == "expand_depthwise" else entry for entry in lines]
     kept = needed(lines, list(made), {problem: m for problem, m in made.items() if problem.call != call})
     assert kept == lines, "a block that has no kernel, or was not measured yet"
 
@@ -180,7 +184,7 @@ class FakeClock:
         return lambda: self.seconds[variant]
 
 
-@pytest.mark.parametrize("op", ["conv", "stem_mbconv", "mbconv", "depthwise", "pointwise", "pointwise_pool", "linear"])
+@pytest.mark.parametrize("op", ["conv", "stem_mbconv", "mbconv", "expand_depthwise", "depthwise", "pointwise", "pointwise_pool", "linear"])
 def test_measure(op, monkeypatch):
     """A candidate that writes one wrong number, and one that leaves one out, are refused however fast they are."""
     call = next(call for call in modelnew() if call.op == op)
@@ -224,6 +228,12 @@ def test_a_block_competes_with_its_parts(monkeypatch):
     found = measure(library, clock, Problem(call, "float32", 3), tf32=False, fastest=fastest)
     assert found.times == pytest.approx({"fp32_a": 4.0, NONE: 3.0}) and not found.wrong
     assert taken == [("mbconv", None), ("mbconv", "fp32_a"), *((part.op, f"of {part}") for part in calls.parts(call))]
+    # One of the parts may itself be better in parts.
+    beginning, project = calls.parts(call)
+    fastest = {part: NONE if part == beginning else f"of {part}" for part in calls.all_parts(call)}.get
+    taken.clear()
+    measure(library, clock, Problem(call, "float32", 3), tf32=False, fastest=fastest)
+    assert taken[2:] == [(part.op, f"of {part}") for part in (*calls.parts(beginning), project)]
 
 
 def test_a_stem_and_a_block_compete_with_the_two(monkeypatch):
@@ -245,7 +255,7 @@ def test_a_stem_and_a_block_compete_with_the_two(monkeypatch):
 
 def test_calls_of_a_network(tmp_path):
     found = modelnew()
-    assert {"conv", "mbconv", "pointwise", "depthwise", "pointwise_pool", "linear", "stem_mbconv"} == {call.op for call in found}
+    assert {"conv", "mbconv", "expand_depthwise", "pointwise", "depthwise", "pointwise_pool", "linear", "stem_mbconv"} == {call.op for call in found}
     call = next(call for call in found if call.op == "depthwise")
     arguments = call.make(5, torch.float16, "cpu")
     assert arguments["x"].shape == (5, 32, 16, 16) and arguments["x"].is_contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from exact import exact, exact_mbconv
+from exact import exact, exact_chain
+from op_cases import ACTIVATIONS as FUNCTIONS
 from op_cases import lay_out
 from stub_cuda import c_api
 
@@ -45,7 +46,8 @@ class Variant:
         self.paired = "paired" in tokens  # two columns of the picture are one load
         numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ksc" and token[1:].isdigit()}
         self.kernel, self.stride, self.in_channels = (numbers.get(letter) for letter in "ksc")
-        self.columns = next(int(token.split("x")[1]) for token in tokens if token[0].isdigit())  # of the tile
+        self.tile = [int(number) for number in next(token for token in tokens if token[0].isdigit()).split("x")]
+        self.columns = self.tile[1]
 
     @property
     def promised(self):
@@ -57,6 +59,8 @@ class Variant:
             return [Tail("bias", "relu6", wide=True, residual=self.stride == 1), Tail("bias", "relu6", wide=True)]
         if self.op == "stem_mbconv":  # of the stem and of the block
             return [Tail("bias", "relu6", wide=True), Tail("bias", "relu", wide=True)]
+        if self.op == "expand_depthwise":
+            return [Tail("bias", activation, wide=True) for activation in ("relu6", "none")]
         if self.folded and self.op == "conv":
             return [Tail("bias", "relu6", wide=True), Tail("bias", "none", wide=True), Tail("nothing", "relu")]
         return [tail for tail in TAILS if tail.kind != "batch norm" or not self.folded]
@@ -149,10 +153,30 @@ def folding(v, r, large):
     return Problem((1,), (r.randint(1, 40), r.choice([1, r.randint(1, 20)]), r.randint(1, 5), r.randint(1, 5)))
 
 
+def beginning(v, r, large):
+    """Its weight is the expansion's. The first is cut into bands and has more channels than the kernel takes at a time; others fill
+    a block's pixels, or are smaller in everything."""
+    (pixels, chunk, parts), kind = v.tile, "bands" if large else r.choice(["full", "any"])
+    depth = 64 // DTYPES[v.precision].itemsize
+    in_channels = parts * depth + r.randrange(8, depth + 1, 8) if large else r.randrange(8, 2 * depth + 1, 8)
+    hidden = r.randrange(8, 2 * chunk + 1, 8) + (chunk if large else 0)
+    if kind == "full":
+        height = r.randint(3, 16)
+        sides = [(height, 1, 1), (pixels // height, 1, 1)]
+    else:
+        sides = [image_and_padding(r, False, v.kernel), image_and_padding(r, False, v.kernel)]
+    (height, top, bottom), (columns, left, right) = sides
+    if large:
+        columns = r.randint(v.kernel, pixels // v.kernel)
+        height = pixels // columns * 2 + r.randint(0, 3)
+    return Problem((r.randint(1, 2), in_channels, height, columns), (hidden, in_channels, 1, 1), (v.stride, v.stride), (left, right, top, bottom))
+
+
 PROBLEMS = {
-    "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "fold_batch_norm": folding, "mbconv": block,
-    "stem_mbconv": stem_and_block,
+    "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "fold_batch_norm": folding,
+    "expand_depthwise": beginning, "mbconv": block, "stem_mbconv": stem_and_block,
 }  # fmt: skip
+CHAINS = ("expand_depthwise", "mbconv", "stem_mbconv")  # of several convolutions
 WEIGHTS = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias")  # of a block
 # What an aligned variant was promised to lie on 16-byte boundaries.
 PROMISED = {
@@ -162,6 +186,7 @@ PROMISED = {
     "conv": ("out",),
     "linear": ("x", "weight", "out"),
     "fold_batch_norm": (),
+    "expand_depthwise": ("x", *WEIGHTS, "out"),
     "mbconv": ("x", *WEIGHTS, "residual", "out"),
     "stem_mbconv": ("stem_bias", *WEIGHTS, "out"),
 }
@@ -195,6 +220,11 @@ def draw(v, problem, tail, r):
         return (normal(*shape, dtype=torch.float64) / math.prod(shape[1:]) ** 0.5).to(dtype)
 
     tensors = {"x": normal(*problem.x)}
+    if v.op == "expand_depthwise":
+        hidden = problem.weight[0]
+        for step, shape in {"expand": problem.weight, "depthwise": (hidden, 1, v.kernel, v.kernel)}.items():
+            tensors |= {f"{step}_weight": scaled(*shape), f"{step}_bias": normal(hidden, dtype=torch.float32)}
+        return tensors
     if v.op in ("mbconv", "stem_mbconv"):
         (batch, in_channels, *_), (out_channels, hidden, *_) = problem.x, problem.weight
         steps = {"stem": problem.stem, "expand": (hidden, in_channels, 1, 1), "depthwise": (hidden, 1, 3, 3), "project": problem.weight}
@@ -276,7 +306,7 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
         options["x_strides"] = None if x_layout == v.layout else list(strides_in_memory(tensors["x"], x_layout))
         options["weight_strides"] = None if weight_layout == "nchw" else list(strides_in_memory(tensors["weight"], weight_layout))
     orders = {"x": x_layout, "weight": weight_layout if v.op == "conv" else "nchw", "residual": v.layout}
-    if v.op == "mbconv":
+    if v.op in CHAINS:
         orders |= dict.fromkeys(WEIGHTS, v.layout) | {"depthwise_weight": "taps"}
 
     def buffer(name, t):
@@ -293,8 +323,8 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
     epilogue |= {"bn_eps": EPS, "vectors_are_fp32": int(tail.wide), "activation": ACTIVATIONS.index(tail.activation)}
     members = options | {name: addresses[name] for name in orders if name in addresses}
     members |= {"precision": list(DTYPES).index(v.precision), "out": out.address, "variant": v.name}
-    if v.op == "mbconv":
-        members |= dict(activation=epilogue["activation"], biases_are_fp32=1, depthwise_taps_first=1, hidden=problem.weight[1])
+    if v.op in CHAINS:
+        members |= dict(activation=epilogue["activation"], biases_are_fp32=1, depthwise_taps_first=1, hidden=problem.weight[1 if v.op == "mbconv" else 0])
     else:
         members["epilogue"] = epilogue
     if v.op == "linear":
@@ -302,8 +332,9 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
     else:
         batch, channels, height, columns = problem.x
         members |= dict(layout=["nchw", "nhwc"].index(v.layout), batch=batch, height=height, width=columns)
-        members |= {"channels": channels} if v.op == "depthwise" else {"in_channels": channels, "out_channels": problem.weight[0]}
-    if v.op in ("depthwise", "conv", "mbconv"):
+        members |= {"channels": channels} if v.op == "depthwise" else {"in_channels": channels}
+        members |= {"out_channels": problem.weight[0]} if v.op not in ("depthwise", "expand_depthwise") else {}
+    if v.op in ("depthwise", "conv", *CHAINS):
         members |= dict(zip(("stride_y", "stride_x"), problem.stride)) | dict(zip(("left", "right", "top", "bottom"), problem.padding))
         members |= {"kernel": v.kernel or 3} if v.op != "conv" else dict(zip(("kernel_y", "kernel_x"), problem.weight[2:]))
 
@@ -357,13 +388,14 @@ def rms_bound(precision, terms):
 
 def truth_of(v, problem, tail, tensors):
     window = {"stride": problem.stride, "padding": problem.padding}
-    if v.op in ("mbconv", "stem_mbconv"):
-        return exact_mbconv(tensors | window | {"activation": tail.activation, "stem_activation": tail.activation, "stem_padding": problem.stem_padding})
+    if v.op in CHAINS:
+        stem = {"stem_activation": tail.activation, "stem_padding": problem.stem_padding} if v.op == "stem_mbconv" else {}
+        return exact_chain(tensors | window | stem | {"activation": tail.activation})
     return exact(**tensors, eps=EPS, activation=tail.activation, pool=v.op == "pointwise_pool", depthwise=v.op == "depthwise", **window)
 
 
 def in_steps(v, problem, tail, tensors):
-    """A block in float64, but with every map rounded to the type of the tensors, as three kernels write and read it, and the
+    """A chain in float64, but with every map rounded to the type of the tensors, as three kernels write and read it, and the
     factors of its 1x1 convolutions to TF32, as the tensor cores read them."""
 
     def step(name, x, **options):
@@ -372,13 +404,13 @@ def in_steps(v, problem, tail, tensors):
             x, weight = to_tf32(x), to_tf32(weight)
         return F.conv2d(x.double(), weight.double(), tensors[f"{name}_bias"].double(), **options)
 
-    x, activation = tensors["x"], F.relu6 if tail.activation == "relu6" else F.relu
+    x, activate = tensors["x"], FUNCTIONS[tail.activation]
     if "stem_weight" in tensors:
-        x = activation(step("stem", F.pad(x, problem.stem_padding), stride=2)).to(x.dtype)
+        x = activate(step("stem", F.pad(x, problem.stem_padding), stride=2)).to(x.dtype)
     if "expand_weight" in tensors:
-        x = activation(step("expand", x)).to(x.dtype)
-    x = activation(step("depthwise", F.pad(x, problem.padding), groups=x.shape[1], stride=problem.stride)).to(x.dtype)
-    return (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(x.dtype)
+        x = activate(step("expand", x)).to(x.dtype)
+    x = activate(step("depthwise", F.pad(x, problem.padding), groups=x.shape[1], stride=problem.stride)).to(x.dtype)
+    return x if v.op == "expand_depthwise" else (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(x.dtype)
 
 
 def to_tf32(t):
@@ -407,10 +439,10 @@ def check_variant(target, op, variant, guards):
                 squared_error += difference.square().sum().item()
                 squared_truth += truth.value.square().sum().item()
                 terms = max(terms, truth.terms)
-                if op in ("mbconv", "stem_mbconv"):
+                if op in CHAINS:
                     squared_in_steps += (in_steps(v, problem, tail, tensors).double() - truth.value).square().sum().item()
-    if op in ("mbconv", "stem_mbconv"):
-        assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the block is less accurate than its three steps"
+    if op in CHAINS:
+        assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the kernel is less accurate than one for each of its steps"
     else:
         assert (squared_error / squared_truth) ** 0.5 <= rms_bound(v.precision, terms)
 
@@ -490,12 +522,31 @@ def check_nan_and_infinity_in_a_stem(target, variant, padding):
         for y, z in ((0, 0), (8, 7), (16, 13)):
             tensors["x"][image, r.randrange(3), y, z] = special
     stem = exact(tensors["x"], tensors["stem_weight"], bias=tensors["stem_bias"], activation="relu6", stride=(2, 2), padding=padding).value
-    truth = exact_mbconv({name: t for name, t in tensors.items() if name not in ("x", "stem_weight", "stem_bias")} | {"x": stem, "padding": problem.padding}).value
+    truth = exact_chain({name: t for name, t in tensors.items() if name not in ("x", "stem_weight", "stem_bias")} | {"x": stem, "padding": problem.padding}).value
     out = launch(target, v, problem, block_tail, tensors, truth.shape, GUARD, r).double()
     assert torch.equal(out.isnan(), truth.isnan()) and out.isnan()[0].any() and not out.isnan().all()
     finite = ~truth.isnan()
     eps = 2.0**-10 if v.precision == "tf32" else torch.finfo(DTYPES[v.precision]).eps
     assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
+
+
+def check_nan_and_infinity_in_a_beginning(target, variant, padding):
+    """The same of expand_depthwise, whose hidden channels keep apart what a weight or bias of theirs brings in."""
+    v, r = Variant("expand_depthwise", variant), random.Random(variant)
+    problem = Problem((3, 24, 8, 8), (64, 24, 1, 1), (v.stride, v.stride), padding)
+    for tail in v.tails():
+        tensors, largest = draw(v, problem, tail, r), torch.finfo(DTYPES[v.precision]).max
+        for image, special in enumerate((math.nan, math.inf, -math.inf)):
+            tensors["x"][image, r.randrange(24), r.randrange(8), r.randrange(8)] = special
+        for channel, special in zip(r.sample(range(64), 3), (math.nan, math.inf, -math.inf)):
+            tensors[r.choice(["expand_weight", "expand_bias", "depthwise_bias"])][channel] = special
+        truth = truth_of(v, problem, tail, tensors).value
+        out = launch(target, v, problem, tail, tensors, truth.shape, GUARD, r).double()
+        assert torch.equal(out.isnan(), truth.isnan()) and out.isnan().any() and not out.isnan().all()
+        assert torch.equal(out.isinf(), truth.isinf()) or largest < 1e5  # of float16 also what is too large
+        finite = truth.isfinite() & out.isfinite()
+        eps = 2.0**-10 if v.precision == "tf32" else torch.finfo(DTYPES[v.precision]).eps
+        assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
 
 
 def check_infinity_in_a_convolution(target, variant):

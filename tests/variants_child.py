@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from stub_cuda import c_api
-from variants import BLOCK_PADDINGS, GUARD, Target, check_infinity_in_a_convolution, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant
+from variants import BLOCK_PADDINGS, GUARD, Target, check_infinity_in_a_convolution, check_nan_and_infinity_in_a_beginning, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant
 
 from effnet_aot import _library
 
@@ -19,6 +19,8 @@ def check(target, op, variant):
             check_nan_and_infinity_in_a_block(target, variant, padding)
         for padding in BLOCK_PADDINGS if op == "stem_mbconv" else ():
             check_nan_and_infinity_in_a_stem(target, variant, padding)
+        for padding in BLOCK_PADDINGS if op == "expand_depthwise" else ():
+            check_nan_and_infinity_in_a_beginning(target, variant, padding)
         if op == "conv":
             check_infinity_in_a_convolution(target, variant)
     except AssertionError:

@@ -72,6 +72,7 @@ COUNTS = {
         stem.numel() * x.shape[0] * map_pixels(x, stem, stride or (2, 2), padding or (1, 1, 1, 1))
         + out.numel() // out.shape[1] * (depthwise.numel() + project.numel())
     ),
+    "expand_depthwise": lambda out, x, expand, _, depthwise, *__: x.numel() * expand.shape[0] + out.numel() * depthwise[0].numel(),
     "mbconv": lambda out, x, expand, _, depthwise, __, project, *___: (
         (0 if expand is None else x.numel() * expand.shape[0])
         + out.numel() // out.shape[1] * (depthwise.numel() + project.numel())

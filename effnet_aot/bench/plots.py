@@ -5,7 +5,7 @@ from pathlib import Path
 
 OURS, PEER, EXAMPLE = "#1a7f37", "#8c959f", "#d0d7de"
 COLORS = {"ours": OURS, "peer": PEER, "example": EXAMPLE}
-MARKERS = {"conv": "s", "mbconv": "P", "stem_mbconv": "X", "pointwise": "o", "depthwise": "^", "pointwise_pool": "D", "linear": "v"}
+MARKERS = {"conv": "s", "mbconv": "P", "expand_depthwise": "<", "stem_mbconv": "X", "pointwise": "o", "depthwise": "^", "pointwise_pool": "D", "linear": "v"}
 
 
 def draw(results, folder):

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from ..ops.expand_depthwise import decomposed as decomposed_expand_depthwise
 from ..ops.mbconv import decomposed as decomposed_mbconv
 from ..ops.network import decomposed as decomposed_network
 from ..ops.stem_mbconv import decomposed as decomposed_stem_mbconv
@@ -19,9 +20,11 @@ from .report import ConversionError
 
 # This package's ops that are several layers, as those.
 WHOLE = {
-    torch.ops.effnet.network.default: decomposed_network, torch.ops.effnet.mbconv.default: decomposed_mbconv,
+    torch.ops.effnet.network.default: decomposed_network,
     torch.ops.effnet.stem_mbconv.default: decomposed_stem_mbconv,
-}  # fmt: skip
+    torch.ops.effnet.mbconv.default: decomposed_mbconv,
+    torch.ops.effnet.expand_depthwise.default: decomposed_expand_depthwise,
+}
 
 
 @dataclass

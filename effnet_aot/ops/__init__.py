@@ -16,6 +16,7 @@ fold_batch_norm() makes the weight and bias that the ops without batch norm take
 
 from .conv import conv, conv_bn_relu
 from .depthwise import depthwise, depthwise_bn_relu6
+from .expand_depthwise import expand_depthwise
 from .fold_batch_norm import fold_batch_norm
 from .linear import linear, linear_bias
 from .mbconv import mbconv, taps_first
@@ -31,6 +32,7 @@ __all__ = [
     "conv_bn_relu",
     "depthwise",
     "depthwise_bn_relu6",
+    "expand_depthwise",
     "fold_batch_norm",
     "linear",
     "linear_bias",

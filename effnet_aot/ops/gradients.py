@@ -14,7 +14,7 @@ or bn_var want a gradient, which they do not when batch norm is frozen.
 import torch
 from torch import Tensor
 
-from .rules import Convolution, Mbconv, StemMbconv
+from .rules import Convolution, ExpandDepthwise, Mbconv, StemMbconv
 
 aten = torch.ops.aten
 
@@ -71,29 +71,38 @@ def convolution_backward(c: Convolution, grad: Tensor, out: Tensor | None, wante
     return grads
 
 
+def step_backward(name: str, step: Convolution, grad: Tensor, out: Tensor | None, wanted: set[str], below: bool) -> dict[str, Tensor]:
+    """Gradients of a block's step by the block's names; x's too, when the steps below need it."""
+    own = {key: f"{name}_{key}" for key in ("weight", "bias")}
+    found = convolution_backward(step, grad, out, {key for key in own if own[key] in wanted} | ({"x"} if below else set()))
+    return {own.get(key, key): value for key, value in found.items()}
+
+
+def expanded_map(c: ExpandDepthwise | Mbconv) -> Tensor:
+    return c.x if c.expand_weight is None else torch.ops.effnet.pointwise(c.x, c.expand_weight, c.expand_bias, None, c.activation)
+
+
+def below_depthwise(c: ExpandDepthwise | Mbconv, wanted: set[str]) -> bool:
+    return "x" in wanted or (c.expand_weight is not None and bool(wanted & {"expand_weight", "expand_bias"}))
+
+
+def expand_depthwise_backward(c: ExpandDepthwise | Mbconv, grad: Tensor, expanded: Tensor, filtered: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+    """Of a block's first two steps. `grad` is the one of the filtered map."""
+    shown = c.activation != "none"
+    grads = step_backward("depthwise", c.depthwise(expanded), grad, filtered if shown else None, wanted, below_depthwise(c, wanted))
+    if below_depthwise(c, wanted) and c.expand_weight is not None:
+        grads |= step_backward("expand", c.expand(c.x), grads["x"], expanded if shown else None, wanted, "x" in wanted)
+    return grads
+
+
 def mbconv_backward(c: Mbconv, grad: Tensor, wanted: set[str]) -> dict[str, Tensor]:
     """Gradients of the arguments named in `wanted`. The maps between the steps are not kept: they are computed again."""
-    ops = torch.ops.effnet
-    expanded = c.x if c.expand_weight is None else ops.pointwise(c.x, c.expand_weight, c.expand_bias, None, c.activation)
-    filtered = ops.depthwise(expanded, c.depthwise_weight, c.depthwise_bias, c.stride, c.padding, c.activation)
-
-    def back(name: str, step: Convolution, grad: Tensor, out: Tensor | None, below: bool) -> dict[str, Tensor]:
-        """Gradients by mbconv's names; x's too, when the steps below need it."""
-        own = {key: f"{name}_{key}" for key in ("weight", "bias")}
-        found = convolution_backward(step, grad, out, {key for key in own if own[key] in wanted} | ({"x"} if below else set()))
-        return {own.get(key, key): value for key, value in found.items()}
-
-    out = None if c.activation == "none" else filtered
-    below_expand = "x" in wanted
-    below_depthwise = below_expand or (c.expand_weight is not None and bool(wanted & {"expand_weight", "expand_bias"}))
-    below_project = below_depthwise or bool(wanted & {"depthwise_weight", "depthwise_bias"})
-    grads = back("project", c.project(filtered), grad, None, below_project)
-    if below_project:
-        residual = grads["residual"]
-        grads |= back("depthwise", c.depthwise(expanded), grads["x"], out, below_depthwise) | {"residual": residual}
-        if below_depthwise and c.expand_weight is not None:
-            out = None if c.activation == "none" else expanded
-            grads |= back("expand", c.expand(c.x), grads["x"], out, below_expand) | {"residual": residual}
+    expanded = expanded_map(c)
+    filtered = torch.ops.effnet.depthwise(expanded, c.depthwise_weight, c.depthwise_bias, c.stride, c.padding, c.activation)
+    below = below_depthwise(c, wanted) or bool(wanted & {"depthwise_weight", "depthwise_bias"})
+    grads = step_backward("project", c.project(filtered), grad, None, wanted, below)
+    if below:
+        grads |= expand_depthwise_backward(c, grads["x"], expanded, filtered, wanted) | {"residual": grads["residual"]}
     return grads
 
 

@@ -42,6 +42,26 @@ class Convolution(NamedTuple):
     out_name: str = "the output"
 
 
+class ExpandDepthwise(NamedTuple):
+    """activation(depthwise(activation(expand(x)))): the first two steps of an Mbconv."""
+
+    op: str
+    x: Tensor
+    expand_weight: Tensor
+    expand_bias: Tensor | None
+    depthwise_weight: Tensor
+    depthwise_bias: Tensor | None
+    stride: Sequence[int] = (1, 1)
+    padding: Sequence[int] = (1, 1, 1, 1)
+    activation: str = "relu6"
+
+    def expand(self, x: Tensor) -> Convolution:
+        return expand_step(self, x)
+
+    def depthwise(self, x: Tensor) -> Convolution:
+        return depthwise_step(self, x)
+
+
 class Mbconv(NamedTuple):
     """project(activation(depthwise(activation(expand(x))))) + residual, the expand step optional."""
 
@@ -59,29 +79,35 @@ class Mbconv(NamedTuple):
     activation: str = "relu6"
     x_name: str = "x"  # in errors
 
-    # The steps on their inputs. All maps have x's format, also those of one pixel or one channel.
-
     def expand(self, x: Tensor) -> Convolution:
-        return Convolution(
-            self.op, x, self.expand_weight, bias=self.expand_bias, activation=self.activation, memory_format=self.memory_format,
-            prefix="expand_", out_name="the expanded map",
-        )  # fmt: skip
+        return expand_step(self, x)
 
     def depthwise(self, x: Tensor) -> Convolution:
-        return Convolution(
-            self.op, x, self.depthwise_weight, bias=self.depthwise_bias, activation=self.activation, stride=self.stride, padding=self.padding,
-            memory_format=self.memory_format, x_name=self.x_name if self.expand_weight is None else "the expanded map", prefix="depthwise_", out_name="the filtered map",
-        )  # fmt: skip
+        step = depthwise_step(self, x)._replace(out_name="the filtered map")
+        return step._replace(x_name=self.x_name) if self.expand_weight is None else step
 
     def project(self, x: Tensor) -> Convolution:
         return Convolution(
-            self.op, x, self.project_weight, bias=self.project_bias, residual=self.residual, memory_format=self.memory_format,
+            self.op, x, self.project_weight, bias=self.project_bias, residual=self.residual, memory_format=format_of(self.x),
             x_name="the filtered map", prefix="project_",
         )  # fmt: skip
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return format_of(self.x)
+
+# The steps of both on their inputs. All maps have x's format, also those of one pixel or one channel.
+
+
+def expand_step(c: ExpandDepthwise | Mbconv, x: Tensor) -> Convolution:
+    return Convolution(
+        c.op, x, c.expand_weight, bias=c.expand_bias, activation=c.activation, memory_format=format_of(c.x),
+        prefix="expand_", out_name="the expanded map",
+    )  # fmt: skip
+
+
+def depthwise_step(c: ExpandDepthwise | Mbconv, x: Tensor) -> Convolution:
+    return Convolution(
+        c.op, x, c.depthwise_weight, bias=c.depthwise_bias, activation=c.activation, stride=c.stride, padding=c.padding,
+        memory_format=format_of(c.x), x_name="x" if c.expand_weight is None else "the expanded map", prefix="depthwise_",
+    )  # fmt: skip
 
 
 class StemMbconv(NamedTuple):
@@ -263,6 +289,25 @@ def check_conv(c: Convolution) -> tuple[int, int, int, int]:
     return check_convolution(c)
 
 
+def check_expand_depthwise(c: ExpandDepthwise) -> Convolution:
+    """Returns the second step, whose output is the op's. A fused kernel does not store the map between the steps, but is held to
+    the same limits."""
+    check_arguments(Convolution(c.op, c.x, c.depthwise_weight, activation=c.activation, stride=c.stride, padding=c.padding))
+    expand = c.expand(c.x)
+    depthwise = c.depthwise(empty_image(expand, check_pointwise(expand)))
+    check_depthwise(depthwise)
+    check_biases_alike(c, ("expand_bias", "depthwise_bias"))
+    return depthwise
+
+
+def check_biases_alike(c: ExpandDepthwise | Mbconv, names: Sequence[str]) -> None:
+    """The first of them decides."""
+    biases = [(name, t) for name in names if (t := getattr(c, name)) is not None]
+    for name, t in biases:
+        if t.dtype != biases[0][1].dtype:
+            fail(c.op, f"{name} must be {dtype_name(biases[0][1].dtype)} like {biases[0][0]}", dtype_name(t.dtype))
+
+
 def check_mbconv(c: Mbconv) -> Convolution:
     """Returns the last step, whose output is the block's. A fused kernel stores no map between the steps, but is held to the
     same limits."""
@@ -276,10 +321,7 @@ def check_mbconv(c: Mbconv) -> Convolution:
     depthwise = c.depthwise(x)
     project = c.project(empty_image(depthwise, check_depthwise(depthwise)))
     check_pointwise(project)
-    biases = [(name, t) for name in ("expand_bias", "depthwise_bias", "project_bias") if (t := getattr(c, name)) is not None]
-    for name, t in biases:
-        if t.dtype != biases[0][1].dtype:
-            fail(c.op, f"{name} must be {dtype_name(biases[0][1].dtype)} like {biases[0][0]}", dtype_name(t.dtype))
+    check_biases_alike(c, ("expand_bias", "depthwise_bias", "project_bias"))
     return project
 
 

@@ -15,6 +15,9 @@ from ..bench.kernels import stepwise
 MODELNEW = "modelnew"
 BATCHED = ("x", "residual")  # the arguments whose first size is the batch
 GUARD = 64  # elements of NaN before and after an operand, which keep it on a 16-byte boundary
+# The ops of several convolutions, with their weights.
+BEGINNING = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias")
+CHAINS = {"expand_depthwise": BEGINNING, "mbconv": (*BEGINNING, "project_weight", "project_bias")}
 FORMATS = {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -112,41 +115,37 @@ def record(model, size):
         model(torch.zeros(2, 3, size, size))  # folds, which is no part of a forward pass
         with Recorder() as recorder:
             model(torch.zeros(2, 3, size, size))
-    return list(dict.fromkeys(part for call in recorder.calls for part in with_parts(call)))
-
-
-def with_parts(call):
-    """The call, its parts, and theirs."""
-    return [call, *(inner for part in parts(call) for inner in with_parts(part))]
-
-
-def depth(call):
-    """0 of a call without parts."""
-    return max((1 + depth(part) for part in parts(call)), default=0)
+    return list(dict.fromkeys(part for call in recorder.calls for part in (call, *all_parts(call))))
 
 
 def parts(call):
-    """The calls that do what a whole block does, or a stem and a block, where its own kernel is not used."""
+    """The calls that do what a block or its beginning does, where its own kernel is not used: expand_depthwise (without expand step
+    depthwise) and the projection, or the two steps of expand_depthwise, or a stem and the block on its map. They may have parts
+    themselves."""
     if call.op == "stem_mbconv":
         return stem_parts(call)
-    if call.op != "mbconv":
+    if call.op not in CHAINS:
         return []
     a = dict(call.arguments)
     (rows, columns), (sy, sx), (left, right, top, bottom) = a["x"].shape[1:], pair(a.get("stride", 1)), four(a.get("padding", 1))
     weight = a["depthwise_weight"].shape
     out = (rows + top + bottom - weight[2]) // sy + 1, (columns + left + right - weight[3]) // sx + 1
     order, activation, x, found = a["x"].order, a.get("activation", "relu6"), a["x"], []
+    window = {"stride": (sy, sx), "padding": (left, right, top, bottom), "activation": activation}
 
-    def pointwise(x, weight, bias, residual, activation):
-        given = {"x": x, "weight": weight, "bias": bias, "residual": residual, "activation": activation}
-        found.append(Call("pointwise", tuple(given.items())))
+    def add(op, **given):
+        found.append(Call(op, tuple(given.items())))
 
-    if a.get("expand_weight") is not None:
-        pointwise(x, a["expand_weight"], a["expand_bias"], None, activation)
-        x = Operand((weight[0], rows, columns), order)
-    given = {"x": x, "weight": a["depthwise_weight"], "bias": a["depthwise_bias"], "stride": (sy, sx), "padding": (left, right, top, bottom)}
-    found.append(Call("depthwise", (*given.items(), ("activation", activation))))
-    pointwise(Operand((weight[0], *out), order), a["project_weight"], a["project_bias"], a.get("residual"), "none")
+    if call.op == "mbconv" and a.get("expand_weight") is not None:
+        add("expand_depthwise", x=x, **{name: a[name] for name in CHAINS["expand_depthwise"]}, **window)
+    else:
+        if call.op == "expand_depthwise":
+            add("pointwise", x=x, weight=a["expand_weight"], bias=a["expand_bias"], residual=None, activation=activation)
+            x = Operand((weight[0], rows, columns), order)
+        add("depthwise", x=x, weight=a["depthwise_weight"], bias=a["depthwise_bias"], **window)
+    if call.op == "mbconv":
+        x = Operand((weight[0], *out), order)
+        add("pointwise", x=x, weight=a["project_weight"], bias=a["project_bias"], residual=a.get("residual"), activation="none")
     return found
 
 
@@ -163,6 +162,26 @@ def stem_parts(call):
     block |= {name: a.get(name) for name in ("depthwise_weight", "depthwise_bias", "project_weight", "project_bias")}
     block |= {"residual": None, "stride": pair(a.get("stride", 1)), "padding": four(a.get("padding", 1)), "activation": a.get("activation", "relu6")}
     return [Call("conv", tuple(stem.items())), Call("mbconv", tuple(block.items()))]
+
+
+def all_parts(call):
+    """... and theirs."""
+    return [found for part in parts(call) for found in (part, *all_parts(part))]
+
+
+def run_parts(call, arguments, run):
+    """The result of a call by its parts, each of them by run(part, arguments)."""
+    x, steps = arguments["x"], parts(call)
+    for step in steps:
+        constants = {name: list(value) if isinstance(value, tuple) else FORMATS.get(value, value) for name, value in step.arguments}
+        if step.op in CHAINS:
+            tensors = {name: arguments.get(name) for name in CHAINS[step.op]}
+        else:
+            role = {"depthwise": "depthwise", "conv": "stem"}.get(step.op) or ("project" if call.op == "mbconv" else "expand")
+            tensors = {"weight": arguments[f"{role}_weight"], "bias": arguments[f"{role}_bias"]}
+            tensors |= {"residual": arguments.get("residual")} if role == "project" else {}
+        x = run(step, {**constants, "x": x, **tensors})
+    return x
 
 
 def pair(value):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from ..aot.tables import NONE, Line, Problem, Table
-from .calls import parts
+from .calls import all_parts, parts
 
 GAIN = 0.02
 SHIPPED = 3
@@ -67,7 +67,7 @@ def choose(members, standing, others=frozenset()):
 
 
 def needed(lines, problems, measured):
-    """The lines without those of a block's parts where the block has a kernel of its own. `problems` are measure.Problem,
+    """The lines without those of a chain's parts where the chain has a kernel of its own. `problems` are measure.Problem,
     `measured` maps those that have been measured."""
     variants = {line.key: line.variant for line in lines}
     of_blocks = {part for problem in problems for part in parts(problem.call)}

@@ -78,13 +78,16 @@ def linear(a):
     return F.linear(a["x"], a["weight"]) + bias_of(a, (-1,))
 
 
-def mbconv(a):
+def expand_depthwise(a):
     x, activation = a["x"], a.get("activation", "relu6")
     if a.get("expand_weight") is not None:
         x = pointwise({"x": x, "weight": a["expand_weight"], "bias": a["expand_bias"], "activation": activation})
     window = {"stride": a.get("stride", 1), "padding": a.get("padding", 1)}
-    x = depthwise({"x": x, "weight": a["depthwise_weight"], "bias": a["depthwise_bias"], "activation": activation, **window})
-    return pointwise({"x": x, "weight": a["project_weight"], "bias": a["project_bias"], "residual": a.get("residual")})
+    return depthwise({"x": x, "weight": a["depthwise_weight"], "bias": a["depthwise_bias"], "activation": activation, **window})
+
+
+def mbconv(a):
+    return pointwise({"x": expand_depthwise(a), "weight": a["project_weight"], "bias": a["project_bias"], "residual": a.get("residual")})
 
 
 def stem_mbconv(a):
@@ -96,4 +99,7 @@ def bias_of(a, shape):
     return 0 if a.get("bias") is None else a["bias"].view(shape)
 
 
-SUMS = {"pointwise": pointwise, "pointwise_pool": pointwise_pool, "depthwise": depthwise, "conv": conv, "linear": linear, "mbconv": mbconv, "stem_mbconv": stem_mbconv}
+SUMS = {
+    "pointwise": pointwise, "pointwise_pool": pointwise_pool, "depthwise": depthwise, "conv": conv, "linear": linear,
+    "expand_depthwise": expand_depthwise, "mbconv": mbconv, "stem_mbconv": stem_mbconv,
+}  # fmt: skip

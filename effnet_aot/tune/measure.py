@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..aot.tables import NONE
-from .calls import FORMATS, Call, Operand, depth, parts
+from .calls import Call, all_parts, run_parts
 from .choose import Measured
 from .exact import exact
 
@@ -42,8 +42,8 @@ class Problem:
 
 def problems(networks, dtypes, batches):
     """Every call of the networks once, small batches first: what is found early is worth most if the time runs out. Blocks
-    come last, as they compete with their parts."""
-    calls = sorted(dict.fromkeys(call for found in networks.values() for call in found), key=depth)
+    and their beginnings come last, as they compete with their parts."""
+    calls = sorted(dict.fromkeys(call for found in networks.values() for call in found), key=lambda call: len(all_parts(call)))
     return [Problem(call, dtype, batch) for batch in batches for dtype in dtypes for call in calls]
 
 
@@ -145,7 +145,7 @@ def measure(library, clock, problem, standing=None, tf32=True, fastest=None):
     for variant in choice.fitting:
         # What competes with a block's own kernels are the others' best ones.
         parted = variant == NONE and fastest
-        way = (lambda: run_parts(library, problem.call, arguments, fastest)) if parted else run
+        way = (lambda: in_parts(library, problem.call, arguments, fastest)) if parted else run
         with nullcontext() if parted else library.taking(choice.op, variant):
             try:
                 out = way()
@@ -186,16 +186,17 @@ def measure(library, clock, problem, standing=None, tf32=True, fastest=None):
     return found
 
 
-def run_parts(library, call, arguments, fastest):
-    """A block's result, without a kernel for all of it."""
-    x, steps = arguments["x"], parts(call)
-    for step in steps:
-        role = {"conv": "stem", "depthwise": "depthwise"}.get(step.op) or ("project" if step is steps[-1] else "expand")
-        given = {name: list(value) if isinstance(value, tuple) else FORMATS.get(value, value) for name, value in step.arguments if not isinstance(value, Operand)}
-        given |= {name: arguments[name if name in arguments else f"{role}_{name}"] for name, value in step.arguments if isinstance(value, Operand)} | {"x": x}
-        with library.taking(step.op, fastest(step)):
-            x = step.run(given)
-    return x
+def in_parts(library, call, arguments, fastest):
+    """A chain's result without a kernel for all of it: by its parts' fastest kernels, or by theirs."""
+
+    def run(part, arguments):
+        variant = fastest(part)
+        if variant == NONE:
+            return in_parts(library, part, arguments, fastest)
+        with library.taking(part.op, variant):
+            return part.run(arguments)
+
+    return run_parts(call, arguments, run)
 
 
 class Journal:

@@ -81,6 +81,10 @@ int main_on(at::Device device) {
       {"pointwise_pool", effnet::pointwise_pool(x, expand, bias96, "relu"),
        [&] { return Reference{.x = x, .weight = expand, .bias = bias96, .low = 0}().mean({2, 3}); }},
       {"linear", effnet::linear(features, matrix, bias100), linear},
+      {"expand_depthwise", effnet::expand_depthwise(x, expand, bias96, depth96, bias96, {2, 2}, tensorflow), [&] {
+         Tensor y = Reference{.x = x, .weight = expand, .bias = bias96, .low = 0, .high = 6}();
+         return Reference{.x = y, .weight = depth96, .groups = 96, .stride = 2, .padding = tensorflow, .bias = bias96, .low = 0, .high = 6}();
+       }},
       {"mbconv", effnet::mbconv(x, expand, bias96, depth96, bias96, project, bias24, x), [&] {
          Tensor y = Reference{.x = x, .weight = expand, .bias = bias96, .low = 0, .high = 6}();
          y = Reference{.x = y, .weight = depth96, .groups = 96, .padding = same, .bias = bias96, .low = 0, .high = 6}();

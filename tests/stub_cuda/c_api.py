@@ -38,6 +38,12 @@ Conv = struct(
 Linear = struct(
     "effnet_linear", (c_int32, "precision"), (c_void_p, "x weight out"), (c_int64, "rows in_features out_features"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant")
 )
+ExpandDepthwise = struct(
+    "effnet_expand_depthwise", (c_int32, "precision layout"),
+    (c_void_p, "x expand_weight expand_bias depthwise_weight depthwise_bias out workspace"),
+    (c_int64, "batch in_channels hidden height width kernel stride_y stride_x left right top bottom"),
+    (c_int32, "biases_are_fp32 depthwise_taps_first activation"), (c_char_p, "variant"),
+)  # fmt: skip
 Mbconv = struct(
     "effnet_mbconv", (c_int32, "precision layout"),
     (c_void_p, "x expand_weight expand_bias depthwise_weight depthwise_bias project_weight project_bias residual out workspace"),
@@ -50,10 +56,10 @@ FoldBatchNorm = struct(
     (c_int64, "out_channels in_channels kernel_y kernel_x"), (POINTER(c_int64), "weight_strides"), (POINTER(Epilogue), "epilogue"),
     (c_int32, "taps_first"), (c_char_p, "variant"),
 )  # fmt: skip
-STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, FoldBatchNorm, Mbconv, StemMbconv]
+STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, FoldBatchNorm, ExpandDepthwise, Mbconv, StemMbconv]
 PROBLEMS = {
     "pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm,
-    "mbconv": Mbconv, "stem_mbconv": StemMbconv,
+    "expand_depthwise": ExpandDepthwise, "mbconv": Mbconv, "stem_mbconv": StemMbconv,
 }  # fmt: skip
 
 
@@ -91,14 +97,9 @@ class Library:
         bytes that follow the struct, as of a newer version."""
         return self._result(getattr(self._c, f"effnet_launch_{op}")(problem(op, members), c_int(device), c_void_p(stream)))
 
-    def stem_mbconv_workspace(self, members, device=0):
+    def workspace(self, op, members, device=0, null=False):
         size = c_size_t(2**40)
-        status = self._c.effnet_stem_mbconv_workspace(problem("stem_mbconv", members), c_int(device), ctypes.byref(size))
-        return self._result(status, size.value)
-
-    def mbconv_workspace(self, members, device=0, null=False):
-        size = c_size_t(2**40)
-        status = self._c.effnet_mbconv_workspace(problem("mbconv", members), c_int(device), None if null else ctypes.byref(size))
+        status = getattr(self._c, f"effnet_{op}_workspace")(problem(op, members), c_int(device), None if null else ctypes.byref(size))
         return self._result(status, size.value)
 
 

@@ -196,14 +196,47 @@ typedef struct effnet_fold_batch_norm {
 
 EFFNET_API int effnet_launch_fold_batch_norm(const effnet_fold_batch_norm *problem, int device, void *stream);
 
+/* The first two steps of an MBConv block, batch norm folded: activation(depthwise(activation(expand(x)))).
+ * x (batch, in_channels, height, width), expand_weight (hidden, in_channels), depthwise_weight (hidden, kernel, kernel),
+ * out (batch, hidden, out_height, out_width) with out_height as above.
+ *
+ * One kernel computes it for FP16, BF16 or TF32, EFFNET_NHWC, the kernels and strides of the variants named
+ * "expand_depthwise", stride_y = stride_x, both biases present and biases_are_fp32, depthwise_taps_first, and every pointer
+ * 16-byte aligned, where the map is small enough for that to be faster. Otherwise two kernels run, with the map between them
+ * in the workspace. */
+typedef struct effnet_expand_depthwise {
+  size_t struct_size; /* sizeof(effnet_expand_depthwise) */
+  int32_t precision;
+  int32_t layout;
+  const void *x;
+  const void *expand_weight, *expand_bias;
+  const void *depthwise_weight, *depthwise_bias; /* any bias may be null */
+  void *out;
+  void *workspace; /* as many bytes as effnet_expand_depthwise_workspace() says, 16-byte aligned, in use until the stream has passed the launch */
+  int64_t batch, in_channels, hidden, height, width;
+  int64_t kernel;             /* 3 or 5 */
+  int64_t stride_y, stride_x; /* 1 or 2 */
+  int64_t left, right, top, bottom;
+  int32_t biases_are_fp32;      /* 1: biases are float32; 0: they are stored as x is */
+  int32_t depthwise_taps_first; /* 1: depthwise_weight lies as (kernel, kernel, hidden) */
+  int32_t activation;
+  const char *variant; /* null: the library chooses, two kernels included; else the name of a variant of "expand_depthwise" */
+} effnet_expand_depthwise;
+
+/* How large the workspace of a problem must be, in bytes: 0 where one kernel does it all. Of the addresses only their
+ * alignment and which are null counts; the workspace itself is not looked at. */
+EFFNET_API int effnet_expand_depthwise_workspace(const effnet_expand_depthwise *problem, int device, size_t *bytes);
+
+EFFNET_API int effnet_launch_expand_depthwise(const effnet_expand_depthwise *problem, int device, void *stream);
+
 /* A whole MBConv block, batch norm folded: project(activation(depthwise(activation(expand(x))))) + residual.
  * x (batch, in_channels, height, width), expand_weight (hidden, in_channels), depthwise_weight (hidden, kernel, kernel),
  * project_weight (out_channels, hidden), out (batch, out_channels, out_height, out_width) with out_height as above.
  *
  * One kernel computes it for FP16 or BF16, EFFNET_NHWC, EFFNET_RELU6, kernel 3, stride_y = stride_x, all biases present and
  * biases_are_fp32, depthwise_taps_first, the widths and strides of the variants named "mbconv", and every pointer 16-byte
- * aligned. Where there is no expansion that kernel takes an infinite x for the largest finite number. Otherwise three
- * kernels run, with their maps in the workspace. */
+ * aligned. Where there is no expansion that kernel takes an infinite x for the largest finite number. Otherwise two or
+ * three kernels run, with their maps in the workspace. */
 typedef struct effnet_mbconv {
   size_t struct_size; /* sizeof(effnet_mbconv) */
   int32_t precision;
@@ -214,7 +247,7 @@ typedef struct effnet_mbconv {
   const void *project_weight, *project_bias; /* any bias may be null */
   const void *residual; /* null or of out's shape, in `layout` */
   void *out;
-  void *workspace; /* as many bytes as effnet_mbconv_workspace() says, in use until the stream has passed the launch */
+  void *workspace; /* as many bytes as effnet_mbconv_workspace() says, 16-byte aligned, in use until the stream has passed the launch */
   int64_t batch, in_channels, hidden, out_channels, height, width;
   int64_t kernel;             /* 3 or 5 */
   int64_t stride_y, stride_x; /* 1 or 2 */
@@ -222,7 +255,7 @@ typedef struct effnet_mbconv {
   int32_t biases_are_fp32;      /* 1: biases are float32; 0: they are stored as x is */
   int32_t depthwise_taps_first; /* 1: depthwise_weight lies as (kernel, kernel, hidden) */
   int32_t activation;
-  const char *variant; /* null: the library chooses, three kernels included; else the name of a variant of "mbconv" */
+  const char *variant; /* null: the library chooses, several kernels included; else the name of a variant of "mbconv" */
 } effnet_mbconv;
 
 /* How large the workspace of a problem must be, in bytes: 0 where one kernel does it all. Of the addresses only their

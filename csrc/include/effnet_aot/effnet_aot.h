@@ -37,6 +37,7 @@ using Depthwise = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::str
 using Conv = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view, std::optional<at::MemoryFormat>);
 using PointwisePool = at::Tensor(T, T, O, std::string_view);
 using FoldedLinear = at::Tensor(T, T, O);
+using ExpandDepthwise = at::Tensor(T, T, O, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
 using Mbconv = at::Tensor(T, O, O, T, O, T, O, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
 using FoldBatchNorm = std::tuple<at::Tensor, at::Tensor>(T, T, T, T, T, double, std::optional<at::ScalarType>, bool);
 using Network = at::Tensor(T, at::TensorList, at::IntArrayRef);
@@ -124,6 +125,14 @@ inline at::Tensor pointwise_pool(const at::Tensor& x, const at::Tensor& weight, 
 inline at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias = std::nullopt) {
   static const auto op = detail::find<detail::FoldedLinear>("effnet::linear");
   return op.call(x, weight, bias);
+}
+
+// A block's first two steps: depthwise(expand(x)), activation after each.
+inline at::Tensor expand_depthwise(const at::Tensor& x, const at::Tensor& expand_weight, const OptionalTensor& expand_bias, const at::Tensor& depthwise_weight,
+                                   const OptionalTensor& depthwise_bias, const Stride& stride = {1, 1}, const Padding& padding = {1, 1, 1, 1},
+                                   std::string_view activation = "relu6") {
+  static const auto op = detail::find<detail::ExpandDepthwise>("effnet::expand_depthwise");
+  return op.call(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, stride, padding, activation);
 }
 
 // A whole block: project(depthwise(expand(x))) + residual, activation after the first two; std::nullopt: no expand.
