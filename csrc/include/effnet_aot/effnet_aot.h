@@ -37,6 +37,8 @@ using Conv = at::Tensor(T, T, O, at::IntArrayRef, at::IntArrayRef, std::string_v
 using PointwisePool = at::Tensor(T, T, O, std::string_view);
 using FoldedLinear = at::Tensor(T, T, O);
 using Mbconv = at::Tensor(T, O, O, T, O, T, O, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
+using StemMbconv = at::Tensor(T, T, O, T, O, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view, at::IntArrayRef, at::IntArrayRef, std::string_view,
+                              std::optional<at::MemoryFormat>);
 using Network = at::Tensor(T, at::TensorList, at::IntArrayRef);
 
 template <class Signature>
@@ -131,6 +133,17 @@ inline at::Tensor mbconv(const at::Tensor& x, const OptionalTensor& expand_weigh
                          std::string_view activation = "relu6") {
   static const auto op = detail::find<detail::Mbconv>("effnet::mbconv");
   return op.call(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, stride, padding, activation);
+}
+
+// mbconv(conv(x, stem), no expand) without residual: how these networks begin.
+inline at::Tensor stem_mbconv(const at::Tensor& x, const at::Tensor& stem_weight, const OptionalTensor& stem_bias, const at::Tensor& depthwise_weight,
+                              const OptionalTensor& depthwise_bias, const at::Tensor& project_weight, const OptionalTensor& project_bias,
+                              const Stride& stem_stride = {2, 2}, const Padding& stem_padding = {1, 1, 1, 1}, std::string_view stem_activation = "relu",
+                              const Stride& stride = {1, 1}, const Padding& padding = {1, 1, 1, 1}, std::string_view activation = "relu6",
+                              std::optional<at::MemoryFormat> memory_format = std::nullopt) {
+  static const auto op = detail::find<detail::StemMbconv>("effnet::stem_mbconv");
+  return op.call(x, stem_weight, stem_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, stem_stride, stem_padding, stem_activation, stride,
+                 padding, activation, memory_format);
 }
 
 // A network in one call: `program` are the numbers of a Program of the Python package, over indices of `weights`.
