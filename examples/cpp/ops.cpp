@@ -41,6 +41,7 @@ int main_on(at::Device device) {
   const Tensor x = normal({2, 24, 15, 14}).contiguous(at::MemoryFormat::ChannelsLast);
   const Tensor expand = normal({96, 24, 1, 1}) / 5, depth = normal({24, 1, 3, 3}) / 3, image = normal({2, 3, 33, 32}), stem = normal({32, 3, 3, 3}) / 5;
   const Tensor depth96 = normal({96, 1, 3, 3}) / 3, project = normal({24, 96, 1, 1}) / 10;
+  const Tensor depth32 = normal({32, 1, 3, 3}) / 3, project32 = normal({24, 32, 1, 1}) / 6;
   const Tensor features = normal({10, 320}), matrix = normal({100, 320}) / 18, bias96 = normal({96}), bias24 = normal({24}), bias32 = normal({32}), bias100 = normal({100});
   const Tensor residual = normal({2, 96, 15, 14}).contiguous(at::MemoryFormat::ChannelsLast);
   const auto batch_norm = [&](int64_t n) { return std::array<Tensor, 4>{positive(n), normal({n}), normal({n}), positive(n)}; };
@@ -92,6 +93,11 @@ int main_on(at::Device device) {
        }},
       // Folding commutes with the convolution.
       {"fold_batch_norm", folded(), Reference{.x = x, .weight = expand, .bn = bn96}},
+      {"stem_mbconv", effnet::stem_mbconv(image, stem, bias32, depth32, bias32, project32, bias24, {2, 2}, same, "relu", {1, 1}, same, "relu6", at::MemoryFormat::ChannelsLast), [&] {
+         Tensor y = Reference{.x = image, .weight = stem, .stride = 2, .padding = same, .bias = bias32, .low = 0}();
+         y = Reference{.x = y, .weight = depth32, .groups = 32, .padding = same, .bias = bias32, .low = 0, .high = 6}();
+         return Reference{.x = y, .weight = project32, .bias = bias24}();
+       }},
       // One step: the pointwise convolution (1) of x (0) without residual (-1), with weights 0 and 1, relu6 (2).
       {"network", effnet::network(x, {expand, bias96}, {1, 0, -1, 0, 1, 2}), Reference{.x = x, .weight = expand, .bias = bias96, .low = 0, .high = 6}},
   };

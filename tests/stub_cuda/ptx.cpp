@@ -503,6 +503,7 @@ const std::map<std::string, Shape>& shapes() {
       m["mov." + t] = {apply<[](u64 a) { return a; }, u64, u64>, "w", "w"};
       m["selp." + t] = {apply<[](u64 a, u64 b, u32 p) { return p ? a : b; }, u64, u64, u64, u32>, "w", "wwn"};
     }
+    m["neg.s64"] = {apply<[](u64 a) { return 0 - a; }, u64, u64>, "w", "w"};
     m["mul.lo.s64"] = binary64<[](u64 a, u64 b) { return a * b; }>();
     m["setp.lt.u64"] = {apply<[](u64 a, u64 b) { return truth(a < b); }, u32, u64, u64>, "n", "ww"};
     m["setp.lt.s64"] = {apply<[](u64 a, u64 b) { return truth(static_cast<s64>(a) < static_cast<s64>(b)); }, u32, u64, u64>, "n", "ww"};

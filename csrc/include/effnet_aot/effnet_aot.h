@@ -40,6 +40,8 @@ using FoldedLinear = at::Tensor(T, T, O);
 using ExpandDepthwise = at::Tensor(T, T, O, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
 using Mbconv = at::Tensor(T, O, O, T, O, T, O, O, at::IntArrayRef, at::IntArrayRef, std::string_view);
 using FoldBatchNorm = std::tuple<at::Tensor, at::Tensor>(T, T, T, T, T, double, std::optional<at::ScalarType>, bool);
+using StemMbconv = at::Tensor(T, T, O, T, O, T, O, at::IntArrayRef, at::IntArrayRef, std::string_view, at::IntArrayRef, at::IntArrayRef, std::string_view,
+                              std::optional<at::MemoryFormat>);
 using Network = at::Tensor(T, at::TensorList, at::IntArrayRef);
 
 template <class Signature>
@@ -150,6 +152,17 @@ inline std::tuple<at::Tensor, at::Tensor> fold_batch_norm(const at::Tensor& weig
                                                           bool taps_first = false) {
   static const auto op = detail::find<detail::FoldBatchNorm>("effnet::fold_batch_norm");
   return op.call(weight, bn_weight, bn_bias, bn_mean, bn_var, eps, dtype, taps_first);
+}
+
+// mbconv(conv(x, stem), no expand) without residual: how these networks begin.
+inline at::Tensor stem_mbconv(const at::Tensor& x, const at::Tensor& stem_weight, const OptionalTensor& stem_bias, const at::Tensor& depthwise_weight,
+                              const OptionalTensor& depthwise_bias, const at::Tensor& project_weight, const OptionalTensor& project_bias,
+                              const Stride& stem_stride = {2, 2}, const Padding& stem_padding = {1, 1, 1, 1}, std::string_view stem_activation = "relu",
+                              const Stride& stride = {1, 1}, const Padding& padding = {1, 1, 1, 1}, std::string_view activation = "relu6",
+                              std::optional<at::MemoryFormat> memory_format = std::nullopt) {
+  static const auto op = detail::find<detail::StemMbconv>("effnet::stem_mbconv");
+  return op.call(x, stem_weight, stem_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, stem_stride, stem_padding, stem_activation, stride,
+                 padding, activation, memory_format);
 }
 
 // A network in one call: `program` are the numbers of a Program of the Python package, over indices of `weights`.
