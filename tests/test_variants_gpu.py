@@ -2,7 +2,11 @@
 
 import pytest
 from stub_cuda import c_api
-from variants import BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, STEMS, Target, check_infinity_in_a_convolution, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant
+from variants import (
+    BEGINNINGS, BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, STEMS, Target, check_infinity_in_a_convolution,
+    check_nan_and_infinity_in_a_beginning, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem,
+    check_variant,
+)  # fmt: skip
 
 from effnet_aot import _library
 
@@ -35,6 +39,13 @@ def test_nan_and_infinity_in_a_block(target, variant, padding):
 @pytest.mark.parametrize("padding", BLOCK_PADDINGS)
 def test_nan_and_infinity_in_a_stem(target, variant, padding):
     check_nan_and_infinity_in_a_stem(target, variant, padding)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", BEGINNINGS)
+@pytest.mark.parametrize("padding", BLOCK_PADDINGS)
+def test_nan_and_infinity_in_a_beginning(target, variant, padding):
+    check_nan_and_infinity_in_a_beginning(target, variant, padding)
 
 
 @pytest.mark.gpu

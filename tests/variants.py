@@ -564,4 +564,5 @@ def check_infinity_in_a_convolution(target, variant):
 BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]
 STEMS = [variant for op, variant in EMBEDDED if op == "stem_mbconv"]
 BLOCKS = [variant for op, variant in EMBEDDED if op == "mbconv"]
+BEGINNINGS = [variant for op, variant in EMBEDDED if op == "expand_depthwise"]
 CONVOLUTIONS = [variant for op, variant in EMBEDDED if op == "conv"]
