@@ -238,8 +238,8 @@ def test_a_block_competes_with_its_parts(monkeypatch):
 
 def test_a_stem_and_a_block_compete_with_the_two(monkeypatch):
     call = next(call for call in modelnew() if call.op == "stem_mbconv")
-    assert [part.op for part in calls.parts(call)] == ["conv", "mbconv"] and all(part in modelnew() for part in calls.with_parts(call))
-    assert [one.op for one in calls.with_parts(call)] == ["stem_mbconv", "conv", "mbconv", "depthwise", "pointwise"]
+    assert [part.op for part in calls.parts(call)] == ["conv", "mbconv"] and all(part in modelnew() for part in [call, *calls.all_parts(call)])
+    assert [one.op for one in [call, *calls.all_parts(call)]] == ["stem_mbconv", "conv", "mbconv", "depthwise", "pointwise"]
     library = FakeLibrary(("fp32_a", NONE))
     run = calls.Call.run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..bench.kernels import stepwise
-from .calls import Operand, Recorder, describe, guarded, models_of, parts, scale
+from .calls import Operand, Recorder, describe, guarded, models_of, scale
 from .exact import SUMS
 
 
@@ -50,13 +50,6 @@ def exact(x, weights, program):
         return stepwise(x.double(), wide, program, lambda kind, fields: SUMS[kind](fields))
     except KeyError:
         return None
-
-
-def with_parts(call):
-    """A call, what it can be done by instead, and so on."""
-    yield call
-    for part in parts(call):
-        yield from with_parts(part)
 
 
 class ChainRecorder(Recorder):

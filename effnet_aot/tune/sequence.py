@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 
 from ..aot.tables import NONE, Line
-from .calls import parts
+from .calls import all_parts, parts
 from .choose import GAIN, SHIPPED
 from .measure import Problem
-from .networks import exact, with_parts
+from .networks import exact
 
 NEAR = 1.6  # of the fastest time alone
 RIVALS = 8  # for a choice
@@ -146,7 +146,7 @@ def near(measured, fitting):
 def keys_of(calls, dtype, batch, done):
     """{call: key} of the calls and of what they can be done by instead, where that was measured; `done` are Measured or None by
     str(Problem)."""
-    every = dict.fromkeys(part for call in calls for part in with_parts(call))
+    every = dict.fromkeys(part for call in calls for part in (call, *all_parts(call)))
     found = {call: done.get(str(Problem(call, dtype, batch))) for call in every}
     return {call: m.key for call, m in found.items() if m}
 
