@@ -189,7 +189,7 @@ BLOCKS = [
     ({"depthwise_weight": DEPTHWISE + 2}, STEPS),
     ({"expand_bias": EXPAND_BIAS + 4}, STEPS),
     ({"out_channels": 12}, [*STEPS[:2], "fp16_nhwc_generic"]),
-    ({"kernel": 5, "left": 2, "right": 2}, ["fp16_nhwc_folded", "fp16_k5_(nhwc_aligned|s1_rows)", "fp16_nhwc_folded"]),
+    ({"kernel": 5, "left": 2, "right": 2}, ["fp16_nhwc_folded", "fp16_k5_s1_folded", "fp16_nhwc_folded"]),
     ({"stride_x": 2}, STEPS),
     ({"left": 3}, STEPS),  # a window with nothing of the image in it
     ({"bottom": 3}, STEPS),
@@ -200,6 +200,7 @@ BLOCKS = [
     ({"activation": c_api.LINEAR}, STEPS),
     ({"biases_are_fp32": 0}, STEPS),
     ({"depthwise_taps_first": 0}, STEPS),
+    ({"kernel": 5, "left": 2, "right": 2, "depthwise_taps_first": 0}, ["fp16_nhwc_folded", "fp16_k5_s1_folded", "fp16_nhwc_folded"]),
     *(({f"{step}_bias": None}, STEPS) for step in ("expand", "depthwise", "project")),
     ({**UNEXPANDED, **STRIDE}, STEPS[1:]),
     ({**UNEXPANDED, "in_channels": 16, "hidden": 16}, STEPS[1:]),

@@ -2,7 +2,7 @@
 
 import pytest
 from stub_cuda import c_api
-from variants import BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, STEMS, WALKED, Target, check_infinity_in_a_convolution, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant, check_weight_tap_by_tap
+from variants import BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, STEMS, WALKED, Target, check_infinity_in_a_convolution, check_infinity_in_a_walk, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant, check_weight_tap_by_tap
 
 from effnet_aot import _library
 
@@ -28,6 +28,12 @@ def test_variant(target, op, variant):
 @pytest.mark.parametrize("padding", BLOCK_PADDINGS)
 def test_nan_and_infinity_in_a_block(target, variant, padding):
     check_nan_and_infinity_in_a_block(target, variant, padding)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", WALKED)
+def test_infinity_in_a_walk(target, variant):
+    check_infinity_in_a_walk(target, variant)
 
 
 @pytest.mark.gpu

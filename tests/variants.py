@@ -463,6 +463,22 @@ def check_weight_tap_by_tap(target, variant):
     assert torch.equal(result_of(target, Variant("mbconv", f"{v.precision}_unexpanded_c24_16x24"), members, inputs, out, shape), expected)
 
 
+def check_infinity_in_a_walk(target, variant):
+    """Of the input it reaches the outputs of its window and no others; a tap outside the image counts as 0 times its weight."""
+    v, r = Variant("depthwise", variant), random.Random(variant)
+    problem, tail = Problem((2, 16, 19, 8), (16, 1, v.kernel, v.kernel), (v.stride, v.stride), (3, 2, 2, 4)), Tail("bias", "none", wide=True)
+    tensors = draw(v, problem, tail, r)
+    for image, channel, y, z, special in ((0, 3, 0, 0, math.inf), (0, 4, 9, 5, -math.inf), (1, 5, 18, 7, math.nan), (1, 6, 4, 4, math.inf)):
+        tensors["x"][image, channel, y, z] = special
+    for channel, y, z, special in ((8, 0, 2, math.inf), (9, v.kernel - 1, 0, -math.inf), (10, 1, 1, math.nan), (11, 2, v.kernel - 1, math.inf)):
+        tensors["weight"][channel, 0, y, z] = special
+    windows = F.pad(tensors["x"].double(), problem.padding).unfold(2, v.kernel, v.stride).unfold(3, v.kernel, v.stride)
+    truth = (windows * tensors["weight"].double()[:, 0, None, None]).sum((4, 5)) + tensors["bias"].double()[:, None, None]
+    out = launch(target, v, problem, tail, tensors, truth.shape, GUARD, r)
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(out), kind(truth)) and kind(out).any()
+
+
 BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]
 STEMS = [variant for op, variant in EMBEDDED if op == "stem_mbconv"]
 BLOCKS = [variant for op, variant in EMBEDDED if op == "mbconv"]
