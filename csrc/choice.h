@@ -101,7 +101,13 @@ class TileTable {
   // What the tuning table says of the shape, else what find() does.
   template <class Blocks, class Work>
   const Tile& choose(int key, int device, const Shape& shape, Blocks blocks, Work work) const {
-    const Tile* tile = pick(key, device, shape, blocks, [&] { return find(key, device_info(device).multiprocessors, blocks, work); }, /*or_none=*/false);
+    return choose_by_rule(key, device, shape, blocks, [&] { return find(key, device_info(device).multiprocessors, blocks, work); });
+  }
+
+  // The same with a rule of the op's own.
+  template <class Blocks, class Rule>
+  const Tile& choose_by_rule(int key, int device, const Shape& shape, Blocks blocks, Rule otherwise) const {
+    const Tile* tile = pick(key, device, shape, blocks, otherwise, /*or_none=*/false);
     if (!tile) throw Error(Failure::no_image, std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
     return *tile;
   }

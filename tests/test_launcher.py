@@ -91,10 +91,16 @@ CHOICES = [
     ("pointwise_pool", {"layout": NCHW}, "fp16_nchw_generic"),
     ("pointwise_pool", {"layout": NCHW, "height": 1, "width": 1}, "fp16_nhwc_aligned"),
     ("depthwise", {}, "fp16_k3_(nhwc_aligned|s1_rows)"),
-    ("depthwise", {"kernel": 5}, "fp16_k5_(nhwc_aligned|s1_rows)"),
+    ("depthwise", {"kernel": 5}, "fp16_k5_s1_folded"),
+    ("depthwise", {"kernel": 5, "precision": BF16, "stride_y": 2, "stride_x": 2}, "bf16_k5_s2_folded"),
+    ("depthwise", {"kernel": 5, "epilogue": {"bias": BIAS + 4, "vectors_are_fp32": 1}}, "fp16_k5_s1_folded"),
+    ("depthwise", {"kernel": 5, "epilogue": {"bias": BIAS}}, "fp16_k5_nhwc_aligned"),
+    ("depthwise", {"kernel": 5, "epilogue": {"bn_weight": SCALE, "bn_bias": BIAS, "bn_mean": MEAN, "bn_var": VAR, "vectors_are_fp32": 1}}, "fp16_k5_nhwc_aligned"),
+    ("depthwise", {"kernel": 5, "weight": WEIGHT + 2}, "fp16_k5_nhwc_aligned"),
+    ("depthwise", {"kernel": 5, "stride_x": 2}, "fp16_k5_nhwc_aligned"),
     ("depthwise", {"precision": BF16}, "bf16_k3_(nhwc_aligned|s1_rows)"),
     ("depthwise", {"precision": TF32}, "fp32_k3_(nhwc_aligned|s1_rows)"),  # no matrix product, no TF32
-    ("depthwise", {"precision": FP32, "kernel": 5}, "fp32_k5_(nhwc_aligned|s1_rows)"),
+    ("depthwise", {"precision": FP32, "kernel": 5, "epilogue": {"bias": BIAS}}, "fp32_k5_s1_folded"),
     ("depthwise", {"weight": WEIGHT + 2}, "fp16_k3_(nhwc_aligned|s1_rows)"),
     ("depthwise", {"x": X + 8}, "fp16_k3_nhwc_generic"),
     ("depthwise", {"out": OUT + 8}, "fp16_k3_nhwc_generic"),
@@ -156,9 +162,12 @@ def test_variant_and_grid(chosen, index):
         tiles = ceil(p["out_channels"] / rows) * ceil(p["in_channels"] * p["kernel_y"] * p["kernel_x"] / columns)
     else:
         kernel, stride = p.get("kernel", p.get("kernel_y")), p["stride_y"]
-        plane = ((p["height"] + 2 - kernel) // stride + 1) * ((p["width"] + 2 - kernel) // stride + 1)
+        plane = ((p["height"] + 2 - kernel) // stride + 1) * ((p["width"] + 2 - kernel) // p["stride_x"] + 1)
         if op == "conv":
             tiles = p["batch"] * ceil(plane / rows) * ceil(p["out_channels"] / columns)
+        elif "_folded_" in image["variant"]:  # columns of all images, by channels
+            out_height, out_width = (p["height"] + 2 - kernel) // stride + 1, (p["width"] + 2 - kernel) // p["stride_x"] + 1
+            tiles = ceil(out_height / int(tile.split("x")[0])) * ceil(p["batch"] * ceil(out_width / rows) * p["channels"] / columns)
         elif "_rows_" in image["variant"]:  # rows and columns of one image
             out_height, out_width = (p["height"] + 2 - kernel) // stride + 1, (p["width"] + 2 - kernel) // stride + 1
             tiles = p["batch"] * ceil(out_height / int(tile.split("x")[0])) * ceil(out_width / rows) * ceil(p["channels"] / columns)
@@ -204,8 +213,7 @@ BLOCKS = [
     ({"depthwise_weight": DEPTHWISE + 2}, STEPS),
     ({"expand_bias": EXPAND_BIAS + 4}, STEPS),
     ({"out_channels": 12}, [*BEGUN[:1], "fp16_nhwc_generic"]),
-    ({"kernel": 5, "left": 2, "right": 2}, [r"fp16_k5_s1_w.*", "fp16_nhwc_folded"]),
-    ({"kernel": 5, "left": 2, "right": 2, **LARGE}, ["fp16_nhwc_folded", "fp16_k5_(nhwc_aligned|s1_rows)", "fp16_nhwc_folded"]),
+    ({"kernel": 5, "left": 2, "right": 2}, ["fp16_nhwc_folded", "fp16_k5_s1_folded", "fp16_nhwc_folded"]),
     ({"stride_x": 2}, STEPS),
     ({"left": 3}, BEGUN),  # a window with nothing of the image in it
     ({"bottom": 3}, BEGUN),
@@ -217,6 +225,7 @@ BLOCKS = [
     ({"activation": c_api.LINEAR}, BEGUN),
     ({"biases_are_fp32": 0}, STEPS),
     ({"depthwise_taps_first": 0}, STEPS),
+    ({"kernel": 5, "left": 2, "right": 2, "depthwise_taps_first": 0}, ["fp16_nhwc_folded", "fp16_k5_s1_folded", "fp16_nhwc_folded"]),
     *(({f"{step}_bias": None}, STEPS) for step in ("expand", "depthwise")),
     ({"project_bias": None}, BEGUN),
     ({**UNEXPANDED, **STRIDE}, STEPS[1:]),

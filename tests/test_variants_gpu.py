@@ -3,9 +3,9 @@
 import pytest
 from stub_cuda import c_api
 from variants import (
-    BEGINNINGS, BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, STEMS, Target, check_infinity_in_a_convolution,
-    check_nan_and_infinity_in_a_beginning, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem,
-    check_variant,
+    BEGINNINGS, BLOCK_PADDINGS, BLOCKS, CONVOLUTIONS, EMBEDDED, GUARD, PROBLEMS, PROMISED, STEMS, WALKED, Target, check_infinity_in_a_convolution,
+    check_infinity_in_a_walk, check_nan_and_infinity_in_a_beginning, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem,
+    check_variant, check_weight_tap_by_tap,
 )  # fmt: skip
 
 from effnet_aot import _library
@@ -32,6 +32,18 @@ def test_variant(target, op, variant):
 @pytest.mark.parametrize("padding", BLOCK_PADDINGS)
 def test_nan_and_infinity_in_a_block(target, variant, padding):
     check_nan_and_infinity_in_a_block(target, variant, padding)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", WALKED)
+def test_infinity_in_a_walk(target, variant):
+    check_infinity_in_a_walk(target, variant)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", WALKED)
+def test_weight_tap_by_tap(target, variant):
+    check_weight_tap_by_tap(target, variant)
 
 
 @pytest.mark.gpu

@@ -52,7 +52,7 @@ class Variant:
     @property
     def promised(self):
         """What lies on 16-byte boundaries. Everything else never does here."""
-        return (PROMISED[self.op] if self.aligned else ()) + (("bias",) if self.op == "conv" and self.folded else ())
+        return (PROMISED[self.op] if self.aligned else ()) + ({"conv": ("bias",), "depthwise": ("weight",)}.get(self.op, ()) if self.folded else ())
 
     def tails(self):
         if self.op == "mbconv":
@@ -61,7 +61,7 @@ class Variant:
             return [Tail("bias", "relu6", wide=True), Tail("bias", "relu", wide=True)]
         if self.op == "expand_depthwise":
             return [Tail("bias", activation, wide=True) for activation in ("relu6", "none")]
-        if self.folded and self.op == "conv":
+        if self.folded and self.op in ("conv", "depthwise"):
             return [Tail("bias", "relu6", wide=True), Tail("bias", "none", wide=True), Tail("nothing", "relu")]
         return [tail for tail in TAILS if tail.kind != "batch norm" or not self.folded]
 
@@ -561,8 +561,43 @@ def check_infinity_in_a_convolution(target, variant):
     assert torch.equal(out.isnan(), truth.isnan()) and torch.equal(out.isinf(), truth.isinf())
 
 
+def check_weight_tap_by_tap(target, variant):
+    """As a block whose projection changes nothing hands it to the depthwise convolution. The weight's order does not show."""
+    v, r = Variant("depthwise", variant), random.Random(variant)
+    problem, tail = Problem((2, 24, 11, 9), (24, 1, v.kernel, v.kernel), (v.stride, v.stride), (2, 1, 2, 3)), Tail("bias", "relu6", wide=True)
+    tensors = draw(v, problem, tail, r)
+    shape = truth_of(v, problem, tail, tensors).value.shape
+    expected = launch(target, v, problem, tail, tensors, shape, GUARD, r)
+    inputs = {"x": in_memory(tensors["x"], "nhwc"), "depthwise_weight": in_memory(tensors["weight"], "taps"), "depthwise_bias": tensors["bias"],
+              "project_weight": torch.eye(24, dtype=tensors["x"].dtype).reshape(-1)}  # fmt: skip
+    inputs = {name: Buffer(t, target.device, 0, GUARD) for name, t in inputs.items()}
+    workspace, out = (Buffer(torch.full((shape.numel(),), math.nan, dtype=tensors["x"].dtype), target.device, 0, GUARD) for _ in range(2))
+    members = {name: b.address for name, b in inputs.items()} | {"workspace": workspace.address, "out": out.address}
+    members |= dict(precision=list(DTYPES).index(v.precision), layout=c_api.NHWC, batch=2, in_channels=24, hidden=24, out_channels=24, height=11, width=9)
+    members |= dict(kernel=v.kernel, stride_y=v.stride, stride_x=v.stride, left=2, right=1, top=2, bottom=3)
+    members |= dict(biases_are_fp32=1, depthwise_taps_first=1, activation=ACTIVATIONS.index("relu6"))
+    assert torch.equal(result_of(target, Variant("mbconv", f"{v.precision}_unexpanded_c24_16x24"), members, inputs, out, shape), expected)
+
+
+def check_infinity_in_a_walk(target, variant):
+    """Of the input it reaches the outputs of its window and no others; a tap outside the image counts as 0 times its weight."""
+    v, r = Variant("depthwise", variant), random.Random(variant)
+    problem, tail = Problem((2, 16, 19, 8), (16, 1, v.kernel, v.kernel), (v.stride, v.stride), (3, 2, 2, 4)), Tail("bias", "none", wide=True)
+    tensors = draw(v, problem, tail, r)
+    for image, channel, y, z, special in ((0, 3, 0, 0, math.inf), (0, 4, 9, 5, -math.inf), (1, 5, 18, 7, math.nan), (1, 6, 4, 4, math.inf)):
+        tensors["x"][image, channel, y, z] = special
+    for channel, y, z, special in ((8, 0, 2, math.inf), (9, v.kernel - 1, 0, -math.inf), (10, 1, 1, math.nan), (11, 2, v.kernel - 1, math.inf)):
+        tensors["weight"][channel, 0, y, z] = special
+    windows = F.pad(tensors["x"].double(), problem.padding).unfold(2, v.kernel, v.stride).unfold(3, v.kernel, v.stride)
+    truth = (windows * tensors["weight"].double()[:, 0, None, None]).sum((4, 5)) + tensors["bias"].double()[:, None, None]
+    out = launch(target, v, problem, tail, tensors, truth.shape, GUARD, r)
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(out), kind(truth)) and kind(out).any()
+
+
 BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]
 STEMS = [variant for op, variant in EMBEDDED if op == "stem_mbconv"]
 BLOCKS = [variant for op, variant in EMBEDDED if op == "mbconv"]
 BEGINNINGS = [variant for op, variant in EMBEDDED if op == "expand_depthwise"]
 CONVOLUTIONS = [variant for op, variant in EMBEDDED if op == "conv"]
+WALKED = [variant for op, variant in EMBEDDED if op == "depthwise" and "_k5_" in variant and "_folded_" in variant]  # a block of 3x3 taps has kernels of its own

@@ -7,7 +7,10 @@ import sys
 import traceback
 
 from stub_cuda import c_api
-from variants import BLOCK_PADDINGS, GUARD, Target, check_infinity_in_a_convolution, check_nan_and_infinity_in_a_beginning, check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant
+from variants import (
+    BLOCK_PADDINGS, GUARD, WALKED, Target, check_infinity_in_a_convolution, check_infinity_in_a_walk, check_nan_and_infinity_in_a_beginning,
+    check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant, check_weight_tap_by_tap,
+)  # fmt: skip
 
 from effnet_aot import _library
 
@@ -23,6 +26,10 @@ def check(target, op, variant):
             check_nan_and_infinity_in_a_beginning(target, variant, padding)
         if op == "conv":
             check_infinity_in_a_convolution(target, variant)
+        if op == "depthwise" and "_folded_" in variant:
+            check_infinity_in_a_walk(target, variant)
+        if op == "depthwise" and variant in WALKED:
+            check_weight_tap_by_tap(target, variant)
     except AssertionError:
         return traceback.format_exc()
 

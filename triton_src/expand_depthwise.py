@@ -239,14 +239,13 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
             gl.store(out + to, clamp(sums[r], low, high).to(dtype), mask=(row + r < end_row)[:, None] & (c < hidden)[None, :])
 
 
-# By kernel size and bytes of an element: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels,
+# Kernel 3 alone: with 25 taps in shared memory it took longer than the two steps (at batch 1, 14x14x480, 5.7 us and 4.3 on an H200).
+# By bytes of an element: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels,
 # output rows a thread, and warps along pixels and along hidden channels. A 15x15 map is one band of 256 pixels; where that
 # makes too few programs for all multiprocessors, smaller bands and chunks do.
 SHIPPED = {
-    (3, 2): [(256, 32, 3, 2, 8, 1), (64, 32, 6, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
-    (3, 4): [(256, 16, 3, 4, 8, 1), (64, 32, 4, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
-    (5, 2): [(256, 32, 3, 2, 8, 1), (64, 32, 6, 1, 4, 1)],
-    (5, 4): [(256, 16, 3, 2, 8, 1), (64, 16, 6, 1, 4, 1)],
+    2: [(256, 32, 3, 2, 8, 1), (64, 32, 6, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
+    4: [(256, 16, 3, 4, 8, 1), (64, 32, 4, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
 }
 # What tuning tries besides.
 TRIED = {
@@ -261,24 +260,22 @@ TRIED = {
 
 def variants():
     for precision in ("fp16", "bf16", "tf32"):
-        for kernel in (3, 5):
-            for stride in (1, 2):
-                for pixels, chunk, parts, steps, *warps in SHIPPED[kernel, 4 if precision == "tf32" else 2]:
-                    # Stride 2 leaves a quarter of the pixels: a row a thread, so that all threads have one.
-                    yield variant(precision, kernel, stride, pixels, chunk, parts, steps if stride == 1 else 1, *warps)
+        for stride in (1, 2):
+            for pixels, chunk, parts, steps, *warps in SHIPPED[4 if precision == "tf32" else 2]:
+                # Stride 2 leaves a quarter of the pixels: a row a thread, so that all threads have one.
+                yield variant(precision, 3, stride, pixels, chunk, parts, steps if stride == 1 else 1, *warps)
 
 
 def candidates():
     seen = {v.name for v in variants()}
     for precision in ("fp16", "bf16", "tf32"):
-        for kernel in (3, 5):
-            for stride in (1, 2):
-                for pixels, chunk, parts, steps, *warps in TRIED[4 if precision == "tf32" else 2]:
-                    most = 4 if (kernel, stride) == (3, 1) else 2  # more windows do not fit into the registers, or leave threads idle
-                    v = variant(precision, kernel, stride, pixels, chunk, parts, min(steps, most), *warps)
-                    if v.name not in seen:
-                        yield v
-                    seen.add(v.name)
+        for stride in (1, 2):
+            for pixels, chunk, parts, steps, *warps in TRIED[4 if precision == "tf32" else 2]:
+                most = 4 if stride == 1 else 2  # more windows leave threads idle
+                v = variant(precision, 3, stride, pixels, chunk, parts, min(steps, most), *warps)
+                if v.name not in seen:
+                    yield v
+                seen.add(v.name)
 
 
 def variant(precision, kernel, stride, pixels, chunk, parts, steps, warps_m, warps_n):
