@@ -46,7 +46,7 @@ gpu-build:
 
 # Both images of every kernel: the cubins of this GPU, and the PTX that serves GPUs without a cubin. With pytest-xdist the cores
 # share the tests; one is left to the process that collects the results.
-SPREAD = $$($(PYTHON) -c "import os, importlib.util as i; print(f'-n {max(1, min(15, os.cpu_count() - 1))} --dist loadgroup' if i.find_spec('xdist') else '')")
+SPREAD = $$($(PYTHON) -c "import os, importlib.util as i; print(f'-n {max(1, min(30, os.cpu_count() - 1))} --dist loadgroup' if i.find_spec('xdist') else '')")
 gpu-test: gpu-build
 	status=0; for image in $(IMAGES); do \
 	  EFFNET_AOT_IMAGE=$$image OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --require-gpu --report $(RESULTS)/gpu-tests-$$image.json $(SPREAD) $(PYTEST_ARGS) || status=1; \

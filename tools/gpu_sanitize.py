@@ -79,7 +79,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tools", nargs="+", choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS))
     parser.add_argument("--tests", nargs="+", type=Path, default=[ROOT / "tests"], metavar="FILE", help="default: all GPU tests")
-    parser.add_argument("--jobs", type=int, default=max(1, min(16, len(os.sched_getaffinity(0)) - 1)), help="processes side by side (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=max(1, min(30, len(os.sched_getaffinity(0)) - 1)), help="processes side by side (default: %(default)s)")
     parser.add_argument("--sanitizer", default="compute-sanitizer", metavar="PROGRAM")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="FOLDER")
     parser.add_argument("--logs", type=Path, default=ROOT / "build", metavar="FOLDER")
