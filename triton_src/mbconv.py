@@ -550,7 +550,7 @@ def variants():
             for warps in WARPS_OF.get(block, WARPS):
                 yield expanding(precision, *block, *warps)
         for columns in (16, 32):
-            for steps, warps in ((2, 1), (8, 1), (16, 1)):
+            for steps, warps in ((2, 1), (16, 1)):
                 yield without_expansion(precision, columns, steps, warps)
 
 
