@@ -604,6 +604,7 @@ def test_compile(pair, device):
 
 LOADS = """
 import sys, torch, effnet_aot
+torch.backends.cudnn.allow_tf32 = False
 package, batches, results = sys.argv[1:]
 loaded = torch._inductor.aoti_load_package(package)
 torch.save([loaded(x) for x in torch.load(batches, weights_only=True)], results)

@@ -503,8 +503,9 @@ def test_launches_that_are_weighed(tmp_path):
     said = json.loads((tmp_path / "said.json").read_text())
     assert {(entry["line"]["op"], entry["line"]["variant"]) for entry in said} == {(key[0], entry.variant) for key, entry in lines.items()}
     for entry in said:
-        parts = 3 if dict(entry["line"]["shape"]).get("hidden") != 32 else 2
-        assert entry["launches"] == [parts if name == NONE else 1 for name in (entry["line"]["default"], entry["line"]["variant"])]
+        # Two kernels or three, as the library chooses for the first two steps; without expansion two.
+        many = (2, 3) if dict(entry["line"]["shape"]).get("hidden") != 32 else (2,)
+        assert all(count in (many if name == NONE else (1,)) for count, name in zip(entry["launches"], (entry["line"]["default"], entry["line"]["variant"]), strict=True))
 
 
 # ---- the command ----

@@ -198,7 +198,8 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
     SUMS: gl.constexpr = (KERNEL + STRIDE - 1) // STRIDE  # the output rows that an input row touches
     layout: gl.constexpr = gl.BlockedLayout([VECTOR], [32], [WARPS], [0])
     dtype: gl.constexpr = x.dtype.element_ty
-    PARTS: gl.constexpr = 1 if dtype == gl.float32 else 2  # channels of a word
+    FP32: gl.constexpr = dtype == gl.float32
+    PARTS: gl.constexpr = 1 if FP32 else 2  # channels of a word
     words = channels // PARTS  # of a pixel
     segments = gl.cdiv(out_height, STEPS)
     tile = gl.program_id(0) // segments
@@ -235,9 +236,12 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
     ahead = ()
     for q in gl.static_range(STRIDE):
         ahead = ahead + (load_row(near, iy + q, height, pitch, words, inside, TAKES),)
+    # Half precision starts from the bias. In float32 sums are kept short, which loses fewer digits: a row's taps are summed for
+    # themselves, and the bias comes last.
+    start = (gl.zeros_like(bias[0]),) if FP32 else bias
     sums = ()
     for j in gl.static_range(SUMS * COLUMNS):
-        sums = sums + bias
+        sums = sums + start
     row = first_row - (SUMS - 1)  # the one that is finished
     rows = gl.minimum(STEPS, out_height - first_row)
     for step in range(rows + (SUMS - 1)):
@@ -254,8 +258,13 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
                     for s in gl.static_range(COLUMNS * PARTS):
                         total = sums[j * COLUMNS * PARTS + s]
                         if (SUMS - 1 - j) * STRIDE + q < KERNEL:
+                            added = gl.zeros_like(total) if FP32 else total
                             for kx in gl.static_range(KERNEL):
-                                total += values[(s // PARTS * STRIDE + kx) * PARTS + s % PARTS] * weights[(((SUMS - 1 - j) * STRIDE + q) * KERNEL + kx) * PARTS + s % PARTS]
+                                added += values[(s // PARTS * STRIDE + kx) * PARTS + s % PARTS] * weights[(((SUMS - 1 - j) * STRIDE + q) * KERNEL + kx) * PARTS + s % PARTS]
+                            if FP32:
+                                total += added
+                            else:
+                                total = added
                         several = several + (total,)
                 sums = several
             else:
@@ -273,7 +282,10 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
             for k in gl.static_range(COLUMNS):
                 done = ()
                 for part in gl.static_range(PARTS):
-                    done = done + (clamp(sums[k * PARTS + part], low, high),)
+                    total = sums[k * PARTS + part]
+                    if FP32:
+                        total += bias[part]
+                    done = done + (clamp(total, low, high),)
                 gl.store(pixel, narrow(done, dtype), mask=exists & (column + k < out_width))
                 pixel += words
         row += 1
@@ -282,7 +294,7 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
         for j in gl.static_range(COLUMNS * PARTS, SUMS * COLUMNS * PARTS):
             rest = rest + (sums[j],)
         for k in gl.static_range(COLUMNS):
-            rest = rest + bias
+            rest = rest + start
         sums = rest
 
 

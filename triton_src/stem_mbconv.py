@@ -435,12 +435,13 @@ def variants():
     for precision in ("fp16", "bf16", "tf32"):
         for steps, warps in SHIPPED:
             yield variant(precision, True, 16, steps, warps)
-        yield variant(precision, False, 16, 6, 1)
+        if precision != "tf32":  # it computed wrong numbers on a GPU, as Triton 3.6 compiles it for 9.0
+            yield variant(precision, False, 16, 6, 1)
 
 
 def candidates():
     shipped = {v.name for v in variants()}
-    tried = [variant(precision, paired, columns, *tile) for precision in ("fp16", "bf16", "tf32") for paired in (True, False) for columns in (16, 32) for tile in TRIED]
+    tried = [variant(precision, paired, columns, *tile) for precision in ("fp16", "bf16", "tf32") for paired in (True, False) if paired or precision != "tf32" for columns in (16, 32) for tile in TRIED]
     # Fewer registers, and the sums are copied.
     tried += [variant(precision, True, columns, steps, warps, 1) for precision in ("fp16", "bf16") for columns in (16, 32) for steps in (3, 6, 12, 15, 30) for warps in (1, 2, 4)]
     yield from (v for v in tried if v.name not in shipped)

@@ -1,5 +1,6 @@
 // Runs the network that export.py exported, with no Python in the process, and compares its output with the one that
 // Python computed:  aoti FOLDER
+#include <ATen/Context.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/serialize.h>
@@ -32,6 +33,7 @@ int main(int argc, char** argv) {
     const at::Tensor x = example.at(0), expected = example.at(1);
 
     c10::InferenceMode guard;
+    at::globalContext().setAllowTF32CuDNN(false);  // as in export.py
     torch::inductor::AOTIModelPackageLoader model(folder + "/model.pt2");
     const at::Tensor actual = model.run({x}).at(0);
 
