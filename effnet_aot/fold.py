@@ -11,7 +11,7 @@ FoldedModule is the base of the modules that fold. It chooses, call by call, bet
 """
 
 import warnings
-from itertools import starmap
+from itertools import chain, starmap
 from operator import attrgetter, is_
 from typing import NamedTuple
 
@@ -20,6 +20,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import ops
+
+
+VERSION, EPS = attrgetter("_version"), attrgetter("eps")
 
 
 class Folded(NamedTuple):
@@ -100,11 +103,11 @@ class Watch:
             hooks for m in modules if m is not module
             for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
         ]  # fmt: skip
-        self._slots = [
-            (tensors, name) for m in modules for tensors in (m._parameters, m._buffers)
-            for name, tensor in tensors.items() if tensor is not None and name != "num_batches_tracked"
+        self._slots = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
+        self._held = self._held_now()
+        self._tensors = [
+            tensor for tensors in self._slots for name, tensor in tensors.items() if tensor is not None and name != "num_batches_tracked"
         ]  # fmt: skip
-        self._tensors = self._tensors_now()
         self._parameters = [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
         self._state = None
 
@@ -126,10 +129,8 @@ class Watch:
 
     def same_structure(self):
         """Whether the same modules hold the same parameters and buffers, so that the rest of the watch means something."""
-        try:
-            return self._modules_now() == self._modules and all(map(is_, self._tensors_now(), self._tensors))
-        except KeyError:
-            return False
+        held = self._held_now()
+        return self._modules_now() == self._modules and len(held) == len(self._held) and all(map(is_, held, self._held))
 
     def same_state(self):
         """Whether nothing has changed since remember()."""
@@ -142,17 +143,19 @@ class Watch:
     def requires_grad(self):
         return any(map(attrgetter("requires_grad"), self._parameters))
 
-    def _modules_now(self):
-        return [child for children in self._children for child in children.values()]
+    # What follows runs at every call, so the loops are the interpreter's own.
 
-    def _tensors_now(self):
-        return [tensors[name] for tensors, name in self._slots]
+    def _modules_now(self):
+        return list(chain.from_iterable(map(dict.values, self._children)))
+
+    def _held_now(self):
+        return list(chain.from_iterable(map(dict.values, self._slots)))
 
     def _state_now(self):
         return (
-            [tensor._version for tensor in self._tensors],
+            list(map(VERSION, self._tensors)),
             list(map(torch.Tensor.data_ptr, self._parameters)),
-            [bn.eps for bn in self._batch_norms],
+            list(map(EPS, self._batch_norms)),
         )
 
 
