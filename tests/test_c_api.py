@@ -287,7 +287,8 @@ def example(tmp_path_factory):
 def test_example_needs_no_torch(stub, example):
     needed = subprocess.run(["ldd", example], env=stub.environment(stub.new_log()), capture_output=True, text=True, check=True).stdout
     assert "libeffnet_aot_c.so => " in needed and "not found" not in needed
-    assert not re.search("torch|c10|cuda|python|libeffnet_aot.so", needed.replace(str(C_LIBRARY.parent), ""))
+    names = re.sub(r"\(0x[0-9a-f]+\)", "", needed.replace(str(C_LIBRARY.parent), ""))  # an address may spell c10
+    assert not re.search("torch|c10|cuda|python|libeffnet_aot.so", names)
 
 
 def test_example_against_the_stub(stub, example):
