@@ -5,6 +5,17 @@ from triton.experimental.gluon import language as gl
 
 ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
 CLAMP = gl.constexpr("max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;")
+_ACTIVATE = """{{ .reg .b32 p;
+cvt.rn.relu.{t}x2.f32 p, $2, $1;
+min.NaN.{t}x2 $0, p, $3;
+}}"""
+ACTIVATE_FP16, ACTIVATE_BF16 = gl.constexpr(_ACTIVATE.format(t="f16")), gl.constexpr(_ACTIVATE.format(t="bf16"))
+
+
+@gluon.constexpr_function
+def bits(count, first=1):
+    """first, 2 * first, 4 * first: what the bits of an index below `count` stand for."""
+    return [first << i for i in range(count.bit_length() - 1)]
 
 
 @gluon.jit
@@ -20,3 +31,15 @@ def to_tf32(x):
 def clamp(x, low, high):
     """float32 between two bounds; NaN stays NaN, as in PyTorch."""
     return gl.inline_asm_elementwise(CLAMP, "=f,f,f,f", [x, low, high], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def activate(x, high):
+    """x clamped to [0, high], in the type of `high`; NaN stays NaN."""
+    return gl.inline_asm_elementwise(ACTIVATE_FP16 if high.dtype == gl.float16 else ACTIVATE_BF16, "=r,f,f,r", [x, high], dtype=high.dtype, is_pure=True, pack=2)
+
+
+@gluon.jit
+def on_diagonal(weight, diagonal):
+    """The weight where `diagonal` has ones, in all bits; zero elsewhere."""
+    return gl.inline_asm_elementwise("and.b32 $0, $1, $2;", "=r,r,r", [weight, diagonal], dtype=weight.dtype, is_pure=True, pack=2)

@@ -17,15 +17,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from ._gluon import clamp, to_tf32
+from ._gluon import bits, clamp, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
-
-
-@gluon.constexpr_function
-def bits(count, first=1):
-    """first, 2 * first, 4 * first: what the bits of an index below `count` stand for."""
-    return [first << i for i in range(count.bit_length() - 1)]
 
 
 @gluon.constexpr_function

@@ -21,7 +21,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import HAS_RESIDUAL
-from ._gluon import clamp, to_tf32
+from ._gluon import activate, bits, clamp, on_diagonal, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
@@ -49,12 +49,6 @@ mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$8, $9, $10, $11}}, {{p0, p1}
 }}"""
 THREE_TAPS_FP16, THREE_TAPS_BF16 = gl.constexpr(_THREE_TAPS.format(t="f16")), gl.constexpr(_THREE_TAPS.format(t="bf16"))
 
-_ACTIVATE = """{{ .reg .b32 p;
-cvt.rn.relu.{t}x2.f32 p, $2, $1;
-min.NaN.{t}x2 $0, p, $3;
-}}"""
-ACTIVATE_FP16, ACTIVATE_BF16 = gl.constexpr(_ACTIVATE.format(t="f16")), gl.constexpr(_ACTIVATE.format(t="bf16"))
-
 
 @gluon.jit
 def add_tap(hidden, total, weight, high):
@@ -74,21 +68,9 @@ def add_three_taps(value, a, b, c, weight_a, weight_b, weight_c, largest, lowest
 
 
 @gluon.jit
-def on_diagonal(weight, diagonal):
-    """The weight where `diagonal` has ones, in all bits; zero elsewhere."""
-    return gl.inline_asm_elementwise("and.b32 $0, $1, $2;", "=r,r,r", [weight, diagonal], dtype=weight.dtype, is_pure=True, pack=2)
-
-
-@gluon.jit
 def diagonal_mask(rows, columns):
     """All bits set where a thread's first row of a tile meets its own column: the second operand of an m16n8k8 product."""
     return gl.where((rows % 8)[:, None] == (columns % 8)[None, :], -1, 0).to(gl.int16)
-
-
-@gluon.jit
-def activate(x, high):
-    """x clamped to [0, high], in the type of `high`; NaN stays NaN."""
-    return gl.inline_asm_elementwise(ACTIVATE_FP16 if high.dtype == gl.float16 else ACTIVATE_BF16, "=r,f,f,r", [x, high], dtype=high.dtype, is_pure=True, pack=2)
 
 
 @gluon.jit
@@ -330,12 +312,6 @@ ADD_TAP_FP32 = gl.constexpr("{ .reg .f32 v; max.NaN.f32 v, $1, 0f00000000; min.N
 def add_tap_fp32(hidden, total, weight, high):
     """total + clamp(hidden, 0, high) * weight."""
     return gl.inline_asm_elementwise(ADD_TAP_FP32, "=f,f,f,f,f", [hidden, total, weight, high], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.constexpr_function
-def bits(count, first=1):
-    """first, 2 * first, 4 * first: what the bits of an index below `count` stand for."""
-    return [first << i for i in range(count.bit_length() - 1)]
 
 
 @gluon.constexpr_function

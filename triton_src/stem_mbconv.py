@@ -26,7 +26,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from ._gluon import clamp, to_tf32
+from ._gluon import activate, bits, clamp, on_diagonal, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
@@ -74,12 +74,6 @@ mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{$8, $9}},
 }}"""
 THREE_TAPS_FP16, THREE_TAPS_BF16 = gl.constexpr(_THREE_TAPS.format(t="f16")), gl.constexpr(_THREE_TAPS.format(t="bf16"))
 
-_ACTIVATE = """{{ .reg .b32 p;
-cvt.rn.relu.{t}x2.f32 p, $2, $1;
-min.NaN.{t}x2 $0, p, $3;
-}}"""
-ACTIVATE_FP16, ACTIVATE_BF16 = gl.constexpr(_ACTIVATE.format(t="f16")), gl.constexpr(_ACTIVATE.format(t="bf16"))
-
 
 # Conversions to TF32 are several instructions on 9.0; these are two, and none for what the tensor cores cut off by themselves.
 CUT_OFF = gl.constexpr("{ .reg .b32 a; and.b32 a, $1, 0xffffe000; sub.f32 $0, $1, a; }")
@@ -117,24 +111,6 @@ def add_three_taps(value, left, right, weight, left_weight, right_weight, total)
     return gl.inline_asm_elementwise(
         THREE_TAPS_FP16 if value.dtype == gl.float16 else THREE_TAPS_BF16, "=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r,r,r,r,r,f,f,f,f",
         [value, left, right, left_weight, weight, right_weight, total], dtype=gl.float32, is_pure=True, pack=4)  # fmt: skip
-
-
-@gluon.jit
-def on_diagonal(weight, diagonal):
-    """The weight where `diagonal` has ones, in all bits; zero elsewhere."""
-    return gl.inline_asm_elementwise("and.b32 $0, $1, $2;", "=r,r,r", [weight, diagonal], dtype=weight.dtype, is_pure=True, pack=2)
-
-
-@gluon.jit
-def activate(x, high):
-    """x clamped to [0, high], in the type of `high`; NaN stays NaN."""
-    return gl.inline_asm_elementwise(ACTIVATE_FP16 if high.dtype == gl.float16 else ACTIVATE_BF16, "=r,f,f,r", [x, high], dtype=high.dtype, is_pure=True, pack=2)
-
-
-@gluon.constexpr_function
-def bits(count, first=1):
-    """first, 2 * first, 4 * first: what the bits of an index below `count` stand for."""
-    return [first << i for i in range(count.bit_length() - 1)]
 
 
 @gluon.constexpr_function
