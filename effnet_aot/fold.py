@@ -21,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import ops
 
-
 VERSION, EPS = attrgetter("_version"), attrgetter("eps")
 
 

@@ -302,7 +302,6 @@ def test_bands(stub):
     """The output rows of a block: their windows lie in its pixels."""
     run = stub.run(*(launch("expand_depthwise", variant=variant, hidden=104, **changes) for variant, changes, _, _ in BANDS)).assert_ok()
     for (variant, changes, band, bands), made in zip(BANDS, run.launches, strict=True):
-        p = PROBLEMS["expand_depthwise"] | changes
         assert made["parameters"]["band"] == band
         assert made["grid"] == [2 * bands * ceil(104 / int(variant.split("x")[2])), 1, 1]
     width = BANDS[0][0], {"width": 22}

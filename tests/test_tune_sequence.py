@@ -15,7 +15,7 @@ from test_network import torch_cuda  # noqa: F401 (a fixture)
 from effnet_aot.aot.tables import NONE, Line, Table, read_table, write_table
 from effnet_aot.cli import main
 from effnet_aot.tune import networks, sequence
-from effnet_aot.tune.calls import Call, Operand, all_parts, parts
+from effnet_aot.tune.calls import Call, Operand, all_parts
 from effnet_aot.tune.choose import Measured
 from effnet_aot.tune.library import Choice
 from effnet_aot.tune.measure import Journal, Problem

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from ..aot.tables import NONE, Line, Problem, Table
-from .calls import all_parts, parts
+from .calls import parts
 
 GAIN = 0.02
 SHIPPED = 3
