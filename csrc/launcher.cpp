@@ -421,7 +421,8 @@ void Sequence::launch_all(Place place, std::span<const uint64_t> bases) const {
 
 void preload(int device) {
   CurrentContext context(device_state(device).context);
-  for (const Variant& variant : variants()) ready("preload", variant, device);
+  for (const Variant& variant : variants())
+    if (variant.is_default || select_image(variant, device_info(device).capability)) ready("preload", variant, device);  // what another GPU's table chose is not for this one
 }
 
 }  // namespace effnet

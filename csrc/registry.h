@@ -38,7 +38,7 @@ struct Variant {
   std::span<const Attribute> attributes;
   std::span<const Image> images;
   int index;  // in variants()
-  bool is_default = true;  // false: serves only shapes of which the tuning table says so
+  bool is_default = true;  // false: serves only shapes of which a tuning table says so, and has images for that table's GPUs alone
 
   // The value of an attribute, or -1 where this op's variants do not have it.
   int operator[](std::string_view attribute) const {

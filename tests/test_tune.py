@@ -357,6 +357,12 @@ def test_the_build_ships_what_the_tables_name(sources, tmp_path, capsys):
         assert embedded(result) == ["fp32_64", "fp32_w8_128"], "the table of 9.0 is not for this build"
         registry = result.registry_cpp.read_text()
         assert '{{"count", 7}}' in registry and '{89, "scale", "fp32", 1, 1, {kShape0, 1}},' in registry
+        both = build_kernels(tmp_path / "c", sources.parent / "cache", "8.9 9.0", jobs=1, quiet=True, source_dir=sources)
+        images = {(image["variant"], image["kind"], image["arch"]) for image in json.loads(both.manifest.read_text())["images"]}
+        assert images == {
+            ("fp32_64", "cubin", "8.9"), ("fp32_64", "ptx", "8.9"), ("fp32_64", "cubin", "9.0"),
+            ("fp32_w8_128", "cubin", "8.9"), ("fp32_w8_128", "ptx", "8.9"), ("fp32_w4_128", "cubin", "9.0"),
+        }, "a table's choice is for its own GPUs"  # fmt: skip
         write_table(sources / "tuned" / "sm_89.json", Table(89, {}, [entry("fp32_w8_256", 89)]))
         result = build_kernels(tmp_path / "b", sources.parent / "cache", "8.9", quiet=True, source_dir=sources)
         assert embedded(result) == ["fp32_64"] and "scale/fp32_w8_256" in capsys.readouterr().err

@@ -6,6 +6,7 @@ moves by copies between host and GPU only and the truth is computed on the host,
 """
 
 import math
+import os
 import random
 from typing import NamedTuple
 
@@ -24,7 +25,18 @@ POISON = 0x7FA5  # 16 bits that are a NaN in fp16 and bf16 and, twice, in fp32
 GUARD = 1024  # elements of it before and after a tensor
 EPS = 2.0**-10  # the same number in float32 and float64
 
-EMBEDDED = sorted({(kernel["op"], kernel["variant"]) for kernel in effnet_aot.kernels()})
+MAJOR = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
+
+
+def serves(kind, capability):
+    """Whether such an image is what runs here: on a GPU its cubin unless the PTX is asked for, else the PTX."""
+    if MAJOR is None or os.environ.get("EFFNET_AOT_IMAGE") == "ptx":
+        return kind == "ptx"
+    return kind == "cubin" and capability // 10 == MAJOR
+
+
+# What only the table of another GPU names has no image here.
+EMBEDDED = sorted({(kernel["op"], kernel["variant"]) for kernel in effnet_aot.kernels() if serves(kernel["kind"], int(kernel["arch"].replace(".", "")))})
 
 
 class Target(NamedTuple):

@@ -55,15 +55,20 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     def cached(variant, target):
         return cache_dir / cache_key(variant, target.capability, versions, digests[variant.op])
 
+    named = {}  # by tables: {candidate's name: for which capabilities}
+
+    def targets_of(variant):
+        return [t for t in targets if t.capability in named.get(str(variant), {t.capability})]
+
     def compiled(variants):
         """How many of them were not in the cache. A cubin and the PTX of the same capability come out of one compilation."""
-        wanted = {cached(v, t): (str(v), t.capability) for v in variants for t in targets}
+        wanted = {cached(v, t): (str(v), t.capability) for v in variants for t in targets_of(v)}
         missing = [(name, capability, path) for path, (name, capability) in wanted.items() if not is_cached(path)]
         compile_all(missing, source_dir, jobs, quiet)
         return len(missing)
 
     def reports(variant):
-        return {target: json.loads(cached(variant, target).with_suffix(".json").read_text()) for target in targets}
+        return {target: json.loads(cached(variant, target).with_suffix(".json").read_text()) for target in targets_of(variant)}
 
     count = compiled(defaults)
     if candidates is not None:
@@ -76,7 +81,8 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
         if not quiet:
             print(f"{len(added)} candidates; {len(tried) - len(admitted)} not worth a try by their registers, {len(admitted) - len(added)} do not fit", flush=True)
     else:
-        added, tuned = tabled(read_tables(source_dir / "tuned"), {t.capability for t in targets}, defaults, known)
+        named, tuned = tabled(read_tables(source_dir / "tuned"), {t.capability for t in targets}, defaults, known)
+        added = [v for v in known if str(v) in named]
         count += compiled(added)
 
     variants = sorted([*defaults, *added], key=lambda v: v.op)
@@ -85,7 +91,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
         for target, report in reports(variant).items():
             images.append(Image(variant, target, cached(variant, target).with_suffix("." + target.kind).read_bytes(), **report))
     registry_cpp, blob, manifest = write_registry(out_dir, variants, images, versions, {str(v) for v in defaults}, tuned)
-    entries = frozenset(cached(variant, target) for variant in variants for target in targets)
+    entries = frozenset(cached(variant, target) for variant in variants for target in targets_of(variant))
     return BuildResult(registry_cpp, blob, manifest, include_dirs(), entries, count)
 
 
@@ -108,16 +114,19 @@ def scarcest(reports):
 
 
 def tabled(tables, capabilities, defaults, known):
-    """(candidates that the tables name, lines that name something) for the capabilities that are built."""
+    """({name of a candidate: the capabilities whose tables name it}, lines that name something) for the capabilities that are
+    built. A choice by one GPU's times is no use to another."""
     lines = [line for table in tables if table.capability in capabilities for line in table.lines]
-    by_name = {str(v): v for v in [*defaults, *known]}
-    gone = {name for line in lines if (name := f"{line.op}/{line.variant}") not in by_name and line.variant != NONE}
+    shipped, candidates = {str(v) for v in defaults}, {str(v) for v in known}
+    gone = {name for line in lines if (name := f"{line.op}/{line.variant}") not in shipped | candidates and line.variant != NONE}
     if gone:  # no error, or the kernels could not be worked on without a GPU at hand
         print(f"warning: the tuning tables name variants that are gone, so the default serves: {', '.join(sorted(gone))}", file=sys.stderr)
     lines = [line for line in lines if f"{line.op}/{line.variant}" not in gone]
-    names = dict.fromkeys(f"{line.op}/{line.variant}" for line in lines if line.variant != NONE)
-    shipped = {str(v) for v in defaults}
-    return [by_name[name] for name in names if name not in shipped], lines
+    named = {}
+    for line in lines:
+        if (name := f"{line.op}/{line.variant}") in candidates:
+            named.setdefault(name, set()).add(line.capability)
+    return named, lines
 
 
 def compile_all(missing, source_dir, jobs, quiet):

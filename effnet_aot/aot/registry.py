@@ -69,9 +69,9 @@ def table(variants, images, offsets, versions, size, defaults, tuned):
         "",
         "static const Image kImages[] = {",
     ]
-    first = {}
+    places = {}  # of a variant's images, which follow each other
     for index, image in enumerate(images):
-        first.setdefault(str(image.variant), index)
+        places.setdefault(str(image.variant), []).append(index)
         kind = "ImageKind::cubin" if image.target.kind == "cubin" else "ImageKind::ptx"
         lines.append(
             f"  {{{image.target.capability}, {kind}, effnet_images + {offsets[id(image)]}, {len(image.data)}, {image.registers}, {image.spills}, "
@@ -82,11 +82,11 @@ def table(variants, images, offsets, versions, size, defaults, tuned):
         pairs = ", ".join(f'{{"{name}", {int(value)}}}' for name, value in variant.attributes.items())
         lines.append(f"static const Attribute kAttributes{index}[] = {{{pairs}}};")
     lines += ["", "static const Variant kVariants[] = {"]
-    count = len(images) // len(variants)
     for index, variant in enumerate(variants):
+        of_variant = places[str(variant)]
         lines.append(
             f'  {{"{variant.op}", "{variant.name}", "{variant.kernel.__name__}", {len(variant.parameters)}, '
-            f"{{kAttributes{index}, {len(variant.attributes)}}}, {{kImages + {first[str(variant)]}, {count}}}, {index}, {'true' if str(variant) in defaults else 'false'}}},"
+            f"{{kAttributes{index}, {len(variant.attributes)}}}, {{kImages + {of_variant[0]}, {len(of_variant)}}}, {index}, {'true' if str(variant) in defaults else 'false'}}},"
         )
     lines += ["};", "", "std::span<const Variant> variants() { return kVariants; }", ""]
     lines += [*tuning_table([str(variant) for variant in variants], tuned), "}  // namespace effnet", ""]
