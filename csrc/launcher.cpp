@@ -129,6 +129,7 @@ struct DeviceState {
   CUdevice handle;
   CUcontext context;  // the primary one, which torch and the CUDA runtime use
   Device info;
+  int shared, shared_of_block, shared_reserved;  // bytes of a multiprocessor, of them for a block at most, and lost with each block
 };
 
 const DeviceState& device_state(int ordinal) {
@@ -157,6 +158,9 @@ const DeviceState& device_state(int ordinal) {
   state->info = {.capability = 10 * attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) + attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
                  .multiprocessors = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
                  .name = name};
+  state->shared = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR);
+  state->shared_of_block = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
+  state->shared_reserved = attribute(CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK);
   d.check(d.retain_primary_context(&state->context, state->handle), "opening the primary context of " + which);
   states[ordinal].store(state.get(), std::memory_order_release);
   return *state.release();
@@ -281,8 +285,8 @@ const Ready& ready(const char* op, const Variant& variant, int device) {
   };
   RelaxedCapture relaxed;
   CUkernel kernel = load(variant, *image, check);
-  if (image->shared > kSharedWithoutOptIn)
-    check(d.set_kernel_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, image->shared, kernel, state.handle));
+  if (const int most = image->dependent_launch ? state.shared_of_block : image->shared; most > kSharedWithoutOptIn)
+    check(d.set_kernel_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most, kernel, state.handle));
   CUfunction function = nullptr;
   check(d.kernel_function(&function, kernel));
   if (log_enabled())
@@ -291,6 +295,16 @@ const Ready& ready(const char* op, const Variant& variant, int device) {
   const Ready* r = new Ready{function, image};
   slot.store(r, std::memory_order_release);
   return *r;
+}
+
+// Shared memory to ask for, so that no multiprocessor takes more than its share of the blocks. Those of an early launch are
+// placed while their predecessor's still hold most of the multiprocessors: they would crowd on the few that are free, and the
+// network would wait for those few.
+int spread(const DeviceState& state, const Image& image, int64_t grid) {
+  constexpr int64_t kMostShare = 4;  // blocks a multiprocessor; more of them even out by themselves
+  const int64_t share = (grid + state.info.multiprocessors - 1) / state.info.multiprocessors;
+  if (share > kMostShare) return image.shared;
+  return std::max(image.shared, std::min(state.shared_of_block, static_cast<int>(state.shared / share) - state.shared_reserved));
 }
 
 }  // namespace
@@ -331,11 +345,12 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
   CurrentContext context(state.context);
   const Ready& r = ready(op, variant, place.device);
   // Graphs know of early launches since CUDA 12.3.
+  const bool is_early = place.early && r.image->dependent_launch && driver().version >= 12030;
   CUlaunchAttribute early{.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, .value = {.programmaticStreamSerializationAllowed = 1}};
   const CUlaunchConfig config{.gridDimX = static_cast<unsigned>(grid), .gridDimY = 1, .gridDimZ = 1,
                               .blockDimX = static_cast<unsigned>(r.image->threads), .blockDimY = 1, .blockDimZ = 1,
-                              .sharedMemBytes = static_cast<unsigned>(r.image->shared), .hStream = static_cast<CUstream>(place.stream),
-                              .attrs = &early, .numAttrs = place.early && r.image->dependent_launch && driver().version >= 12030 ? 1u : 0u};
+                              .sharedMemBytes = static_cast<unsigned>(is_early ? spread(state, *r.image, grid) : r.image->shared), .hStream = static_cast<CUstream>(place.stream),
+                              .attrs = &early, .numAttrs = is_early ? 1u : 0u};
   const CUresult result = driver().launch_kernel(&config, r.function, arguments.data(), nullptr);
   if (result != CUDA_SUCCESS)
     fail(Failure::driver, std::string("effnet::") + op + ": launching " + variant.kernel + " (" + variant.name + ", " + image_name(*r.image) + ") on device " + std::to_string(place.device) + " with grid (" +

@@ -12,7 +12,7 @@ FoldedModule is the base of the modules that fold. It chooses, call by call, bet
 
 import warnings
 from itertools import chain, starmap
-from operator import attrgetter, is_
+from operator import attrgetter, is_not, itemgetter
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import ops
 
 VERSION, EPS = attrgetter("_version"), attrgetter("eps")
+COUNTER = "num_batches_tracked"
 
 
 class Folded(NamedTuple):
@@ -94,7 +95,7 @@ class Watch:
     def __init__(self, module):
         modules = list(module.modules())
         self._children = [m._modules for m in modules if m._modules]
-        self._modules = self._modules_now()
+        self._children_then = list(map(dict, self._children))
         self._foldable = all(starmap(is_foldable, module.layers()))
         self._batch_norms = [m for m in modules if isinstance(m, _BatchNorm)]
         # A hook on the outermost module fires in its own __call__, whichever way the module computes.
@@ -102,11 +103,15 @@ class Watch:
             hooks for m in modules if m is not module
             for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
         ]  # fmt: skip
-        self._slots = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
+        slots = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
+        counted = [tensors for tensors in slots if COUNTER in tensors and len(tensors) > 2]  # of batch norm: all but one matter
+        self._counted = [(itemgetter(*(name for name in tensors if name != COUNTER)), tensors) for tensors in counted]
+        self._slots = [tensors for tensors in slots if not any(tensors is other for other in counted)]
+        self._slots_then = list(map(dict, self._slots))
+        self._counted_then = self._counted_now()
         self._held = self._held_now()
-        self._tensors = [
-            tensor for tensors in self._slots for name, tensor in tensors.items() if tensor is not None and name != "num_batches_tracked"
-        ]  # fmt: skip
+        self._tensors = [tensor for tensor in self._held if tensor is not None]
+        self._has_scalars = any(tensor.numel() == 1 for tensor in self._tensors)
         self._parameters = [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
         self._state = None
 
@@ -128,8 +133,13 @@ class Watch:
 
     def same_structure(self):
         """Whether the same modules hold the same parameters and buffers, so that the rest of the watch means something."""
-        held = self._held_now()
-        return self._modules_now() == self._modules and len(held) == len(self._held) and all(map(is_, held, self._held))
+        try:
+            # Comparing begins with identity, and so ends there but for what was replaced: that is unequal, or, of tensors, an
+            # error, unless both have one element.
+            same = self._children == self._children_then and self._slots == self._slots_then and self._counted_now() == self._counted_then
+        except (RuntimeError, LookupError):
+            return False
+        return same and not (self._has_scalars and any(map(is_not, self._held_now(), self._held)))
 
     def same_state(self):
         """Whether nothing has changed since remember()."""
@@ -144,11 +154,11 @@ class Watch:
 
     # What follows runs at every call, so the loops are the interpreter's own.
 
-    def _modules_now(self):
-        return list(chain.from_iterable(map(dict.values, self._children)))
+    def _counted_now(self):
+        return [take(tensors) for take, tensors in self._counted]
 
     def _held_now(self):
-        return list(chain.from_iterable(map(dict.values, self._slots)))
+        return [*chain.from_iterable(map(dict.values, self._slots)), *chain.from_iterable(self._counted_now())]
 
     def _state_now(self):
         return (

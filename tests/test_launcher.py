@@ -571,7 +571,7 @@ def test_error_where_the_image_policy_is_unknown(stub):
     assert run.results[0]["error"] == "effnet_aot: EFFNET_AOT_IMAGE must be auto, cubin or ptx, got 'sass'"
 
 
-@pytest.mark.parametrize("capability, attributes", [("8.0", []), ("8.6", [60 * 1024]), ("9.0", [200 * 1024]), ("12.0", [60 * 1024])])
+@pytest.mark.parametrize("capability, attributes", [("8.0", []), ("8.6", [60 * 1024]), ("9.0", [227 * 1024]), ("12.0", [60 * 1024])])
 def test_shared_memory_above_48_kib_is_asked_for(stub, few_images, capability, attributes):
     run = stub.run(launch("pointwise"), launch("pointwise"), devices=capability, **few_images).assert_ok()
     assert [(r["attribute"], r["value"], r["for"]) for r in run.of("cuKernelSetAttribute")] == [(8, value, 0) for value in attributes]
@@ -625,6 +625,16 @@ def test_single_calls_wait_for_what_came_before(stub, few_images):
     """Their weights may be its result. Only the kernels of a network start early."""
     run = stub.run(launch("pointwise"), launch("pointwise"), devices="9.0", **few_images).assert_ok()
     assert [(r["image"]["capability"], r["early"]) for r in run.launches] == 2 * [(90, False)]
+
+
+def test_blocks_of_early_kernels_are_spread(stub, few_images):
+    """By shared memory that leaves a multiprocessor room for its share of them alone. The stub's GPUs have 128."""
+    grids = 500, 1, 128, 129, 384, 512, 513, 100_000
+    kib = 8, 227, 227, 113, 75, 56, 8, 8  # of 228, of which a block loses one
+    run = stub.run(["sequence", *grids], devices="9.0", **few_images).assert_ok()
+    assert [(r["grid"][0], r["early"], r["shared"] // 1024) for r in run.launches] == [(grid, i > 0, size) for i, (grid, size) in enumerate(zip(grids, kib))]
+    run = stub.run(["sequence", *grids], devices="8.9", **few_images).assert_ok()
+    assert [(r["early"], r["shared"]) for r in run.launches] == len(grids) * [(False, 8 * 1024)]
 
 
 def test_preload_leaves_nothing_but_the_launch(stub):

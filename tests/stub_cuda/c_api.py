@@ -92,6 +92,11 @@ class Library:
         kernel = Kernel(struct_size=struct_size)
         return self._result(self._c.effnet_kernel_info(c_size_t(index), None if null else ctypes.byref(kernel)))
 
+    def sequence(self, *grids):
+        """few_images.cpp's: a network of one kernel, with so many blocks each time."""
+        self._c.stub_sequence((c_int64 * len(grids))(*grids), c_int(len(grids)))
+        return self._result(OK)
+
     def launch(self, op, members, device=0, stream=0):
         """`members` of the struct, with the epilogue as a dict and strides as lists; None is a null problem. "beyond" are
         bytes that follow the struct, as of a newer version."""

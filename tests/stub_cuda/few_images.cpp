@@ -1,6 +1,6 @@
 // A registry with hand-made images, for the choice among them: what a build for many capabilities would hold. Stands in
 // for the generated one.
-#include "registry.h"
+#include "launcher.h"
 
 namespace effnet {
 const char* const kTritonVersion = "none";
@@ -16,6 +16,8 @@ static const Image kImages[] = {
     {80, ImageKind::ptx, PTX("ptx80"), 64, 0, 60 * 1024, 128, false, ""},
     {89, ImageKind::cubin, CUBIN("sm_89"), 64, 0, 1024, 128, false, ""},
     {89, ImageKind::ptx, PTX("ptx89"), 64, 0, 1024, 128, false, ""},
+    {89, ImageKind::cubin, CUBIN("step89"), 64, 0, 8 * 1024, 128, false, ""},
+    {90, ImageKind::cubin, CUBIN("step90"), 64, 0, 8 * 1024, 128, true, ""},
 };
 
 // fp16, channels_last.
@@ -25,8 +27,17 @@ static const Attribute kGeneric[] = {{"precision", 0}, {"channels_last", 1}, {"a
 static const Variant kVariants[] = {
     {"pointwise", "aligned", "effnet_pointwise", 15, kAligned, {kImages, 4}, 0},
     {"pointwise", "generic", "effnet_pointwise", 15, kGeneric, {kImages + 4, 2}, 1},
+    {"sequence", "step", "effnet_pointwise", 15, {}, {kImages + 6, 2}, 2, /*is_default=*/false},
 };
 
 std::span<const Variant> variants() { return kVariants; }
 std::span<const Tuned> tuned() { return {}; }
 }  // namespace effnet
+
+// A network of that one kernel, with so many blocks each time.
+extern "C" __attribute__((visibility("default"))) void stub_sequence(const int64_t* grids, int count) {
+  effnet::Sequence sequence;
+  for (int i = 0; i < count; ++i) sequence.launches.push_back({"sequence", &effnet::kVariants[2], grids[i], std::vector<uint64_t>(15), std::vector<uint8_t>(15, 1)});
+  const uint64_t null = 0;
+  sequence.run({}, {&null, 1});
+}

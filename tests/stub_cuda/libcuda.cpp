@@ -212,6 +212,15 @@ int cuDeviceGetName(char* name, int size, int device) {
   return kSuccess;
 }
 
+// Shared memory in bytes, by capability; a block takes some for the driver.
+constexpr int kReserved = 1024;
+
+int shared_of(const std::string& capability) {
+  static const std::map<std::string, int> kib = {{"8.0", 164}, {"9.0", 228}, {"10.0", 228}};
+  const auto found = kib.find(capability);
+  return 1024 * (found == kib.end() ? 100 : found->second);
+}
+
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
   BEGIN;
   const auto parts = split(devices().at(device), '.');
@@ -219,6 +228,9 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
     case 16: *value = 128; return kSuccess;  // multiprocessors
     case 75: *value = std::stoi(parts[0]); return kSuccess;
     case 76: *value = std::stoi(parts[1]); return kSuccess;
+    case 81: *value = shared_of(devices().at(device)); return kSuccess;  // of a multiprocessor
+    case 97: *value = shared_of(devices().at(device)) - kReserved; return kSuccess;  // of a block at most
+    case 111: *value = kReserved; return kSuccess;
     default: return kInvalidValue;
   }
 }
