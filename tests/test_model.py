@@ -373,6 +373,17 @@ CHANGES = {
 }
 
 
+def test_a_parameter_of_one_element_is_watched():
+    """An equal one in its place compares as equal, and is another one all the same."""
+    block = FusedMBConvBlock(1, 1, 1, 1).eval().requires_grad_(False)
+    x = torch.rand(2, 1, 5, 5)
+    before = block(x)
+    block.project_bn.bias = nn.Parameter(block.project_bn.bias.clone(), requires_grad=False)
+    torch.testing.assert_close(block(x), before)
+    block.project_bn.bias.add_(1)
+    torch.testing.assert_close(block(x), before + 1)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_folded_weights_follow(device, change):
     model, _ = pair(device)
