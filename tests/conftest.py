@@ -1,5 +1,7 @@
 """Options, the `device` and `dtype` that tests run through, and TF32 off."""
 
+import os
+
 import pytest
 import torch
 
@@ -14,11 +16,23 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-seed", type=int, default=0, metavar="SEED", help="of the first of them; each further one has the next (default: %(default)s)")
 
 
+def spread_over_gpus(number):
+    """Of processes side by side each has another GPU as its first one. Comes before CUDA is used."""
+    count = torch.cuda.device_count()
+    if count > 1:
+        gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu] or list(map(str, range(count)))
+        first = number % len(gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first:] + gpus[:first])
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "xdist_group(name): run by one worker")  # known to pytest-xdist, which is optional
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # pytest-xdist's workers share the cores
-    elif config.getoption("--report"):
+        spread_over_gpus(int(config.workerinput["workerid"].removeprefix("gw")))
+    elif config.getoption("--share"):
+        spread_over_gpus(int(config.getoption("--share").split("/")[0]))
+    if not hasattr(config, "workerinput") and config.getoption("--report"):
         from session_report import SessionReport
 
         config.pluginmanager.register(SessionReport(config.getoption("--report")), "session_report")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FILE = Path(__file__).resolve().parents[1] / "tools" / "gpu_sanitize.py"
 
@@ -64,3 +65,16 @@ def test_shares_are_the_whole(pytestconfig):
 
     shares = [collected(f"--share={k}/3") for k in range(3)]
     assert set.union(*shares) == collected() and sum(map(len, shares)) == len(set.union(*shares)) > 100
+
+
+@pytest.mark.parametrize("given, number, expected", [(None, 0, "0,1,2"), (None, 4, "1,2,0"), ("5,7,6", 1, "7,6,5"), ("5,7,6", 2, "6,5,7")])
+def test_processes_side_by_side_begin_with_different_gpus(monkeypatch, given, number, expected):
+    from conftest import spread_over_gpus
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given) if given else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    spread_over_gpus(number)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    spread_over_gpus(number + 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected

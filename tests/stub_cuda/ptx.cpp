@@ -529,6 +529,7 @@ const std::map<std::string, Shape>& shapes() {
     m["cvt.rn.bf16x2.f32"] = binary<two_halves<BF16, false>>();
     m["cvt.rn.relu.f16x2.f32"] = binary<two_halves<F16, true>>();
     m["cvt.rn.relu.bf16x2.f32"] = binary<two_halves<BF16, true>>();
+    m["add.s16x2"] = binary<[](u32 a, u32 b) { return (a + b & 0xffff) | ((a >> 16) + (b >> 16)) << 16; }>();  // 9.0 and later
     m["min.NaN.f16x2"] = binary<both_halves<F16, min_nan>>();
     m["max.NaN.f16x2"] = binary<both_halves<F16, max_nan>>();
     m["min.NaN.bf16x2"] = binary<both_halves<BF16, min_nan>>();
