@@ -23,7 +23,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 def options(sanitizer, tool):
     help_text = subprocess.run([sanitizer, "--help"], capture_output=True, text=True).stdout
     only_ours = "--kernel-name" if "--kernel-name" in help_text else "--kernel-regex"  # before 2023.3
-    return ["--tool", tool, "--error-exitcode", "1", "--target-processes", "application-only", only_ours, "kns=effnet_", *(["--report-api-errors", "no"] if tool == "memcheck" else [])]
+    return ["--tool", tool, "--error-exitcode", "1", "--target-processes", "application-only", "--launch-timeout", "300", only_ours, "kns=effnet_", *(["--report-api-errors", "no"] if tool == "memcheck" else [])]
 
 
 class Share:

@@ -25,8 +25,6 @@ from . import open_console, positive
 from .classify import samples
 from .images import image_name, span
 
-
-PRECISIONS = {torch.float32: ("fp32", "tf32"), torch.float16: "fp16", torch.bfloat16: "bf16"}  # as variants' names begin
 RESOURCES = ("registers", "spills", "shared")
 
 
@@ -63,7 +61,7 @@ def run(arguments):
         if arguments.json:
             save(arguments, device, rows)
         console.print()
-        console.print(kernels_used(lambda: model(x), x.dtype) if device == "cuda" else kernels_embedded())
+        console.print(kernels_used(lambda: model(x)) if device == "cuda" else kernels_embedded())
     console.print()
     ok &= samples(console, device, x.dtype)
     return 0 if ok else 1
@@ -153,20 +151,25 @@ def duration(seconds):
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
 
 
-def kernels_used(function, dtype):
+def kernels_used(function):
     """What a profiler sees of one call on the GPU, with what the build recorded about each kernel."""
     from effnet_aot import _C
 
+    from ..tune.library import Library
+
     serving = _C.images(torch.cuda.current_device())["image"]
+    with Library().taking() as library:
+        function()
+        chosen = {(choice.op, choice.variant) for choice in library.choices()}
     built = defaultdict(list)
     for kernel in effnet_aot.kernels():
-        if image_name(kernel) == serving:
-            built[kernel["kernel"], kernel["threads"], kernel["shared"]].append(kernel)
+        if image_name(kernel) == serving and (kernel["op"], kernel["variant"]) in chosen:
+            built[kernel["kernel"], kernel["threads"]].append(kernel)
     table = Table("kernel", "variant", "calls", "time", "registers", "spilled B", "shared B", title="kernels of one forward pass")
     for launch, times in traced(function).items():
-        variants = built[launch.kernel, launch.threads, launch.shared]
-        # Variants may agree in these. The registers differ too, except for PTX, which the driver compiles anew.
-        variants = [kernel for kernel in variants if kernel["variant"].startswith(PRECISIONS[dtype])] or variants
+        # Several of the chosen may agree in these. The registers differ too, except for PTX, which the driver compiles anew. Of
+        # shared memory a launch may have asked for more, see spread() in csrc/launcher.cpp.
+        variants = [kernel for kernel in built[launch.kernel, launch.threads] if kernel["shared"] <= launch.shared]
         variants = [kernel for kernel in variants if kernel["registers"] == launch.registers] or variants
         names = " or ".join(kernel["variant"] for kernel in variants) or "not of this package"
         resources = [span([kernel[key] for kernel in variants]) if variants else "" for key in ("registers", "spills")]

@@ -92,6 +92,15 @@ class Library:
         kernel = Kernel(struct_size=struct_size)
         return self._result(self._c.effnet_kernel_info(c_size_t(index), None if null else ctypes.byref(kernel)))
 
+    def tune(self, on, wanted=""):
+        """See csrc/tuning.h."""
+        self._c.tune_effnet(c_int(on), wanted.encode())
+        return self._result(OK)
+
+    def choices(self):
+        self._c.tune_effnet_choices.restype = c_char_p
+        return self._result(OK, self._c.tune_effnet_choices().decode())
+
     def sequence(self, *grids):
         """few_images.cpp's: a network of one kernel, with so many blocks each time."""
         self._c.stub_sequence((c_int64 * len(grids))(*grids), c_int(len(grids)))
