@@ -49,11 +49,12 @@ def test_variant(stub, op, precision, variant):
 # What tuning tries besides: of every kernel that nothing ships with, the cases of its code.
 CANDIDATES = {
     "expand_depthwise": ["fp16_k3_s1_w4x2_64x64x6_rows2", "bf16_k3_s2_w8x1_256x16x4_rows2", "tf32_k3_s1_w4x2_64x32x6_rows2", "fp16_k3_s1_w2x1_64x16x6_rows2"],
-    "mbconv": ["fp16_wide_c16_s2_32x32x32_w1", "bf16_wide_c24_s1_16x32x32_w2", "fp16_wide_c40_s2_64x80x16_w1", "tf32_wide_c16_s1_16x24x32_w1", "tf32_wide_c24_s2_16x40x64_w4", "tf32_unexpanded_c32_s1_32x16_rows4"],
+    "mbconv": ["fp16_wide_c16_s2_32x32x32_w1", "bf16_wide_c24_s1_16x32x32_w2", "fp16_wide_c40_s2_64x80x16_w1", "tf32_wide_c16_s1_16x24x32_w1", "tf32_wide_c24_s2_16x40x64_w4", "tf32_unexpanded_c32_s1_32x16_rows4",
+               "fp16_walk_c16_s1_16x16x32_rows2", "bf16_walk_c24_s1_16x24x16_rows4", "fp16_walk_c32_s1_16x32x16_rows3"],
     "pointwise": ["fp16_nhwc_folded_w4s3_k4_16x32x64", "tf32_nhwc_folded_w8s2_k8_16x32x16"],
     "depthwise": ["fp16_k3_s1_folded_w4_4x2x256", "bf16_k3_s2_folded_w4_14x2x512", "fp32_k3_s2_folded_w4_4x1x256", "fp32_k5_s1_folded_w2_7x2x64", "fp16_k5_s2_folded_w2_2x2x128"],
     "linear": ["bf16_aligned_w4s2_k4_32x16x64"],
-    "stem_mbconv": ["fp16_paired_28x32_rows2", "bf16_paired_56x16_rows3_by1", "tf32_paired_28x32_rows12", "fp16_strided_56x16_rows3"],
+    "stem_mbconv": ["fp16_paired_28x32_rows2", "bf16_paired_56x16_rows3_by1", "tf32_paired_28x16_rows12", "fp16_strided_56x16_rows3"],
 }  # fmt: skip
 
 
