@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every op, its gradients and error messages, tracing and export, the network.
-TESTS = ["test_pointwise", "test_depthwise", "test_conv", "test_linear", "test_pointwise_pool", "test_errors", "test_autograd", "test_export", "test_model", "test_import"]
+TESTS = ["test_pointwise", "test_depthwise", "test_conv", "test_linear", "test_pointwise_pool", "test_expand_depthwise", "test_mbconv", "test_stem_mbconv", "test_fold_batch_norm", "test_errors", "test_autograd", "test_export", "test_model", "test_import"]
 TOOLS = ["pytest>=8,<9.2", "pytest-xdist", "hypothesis", "expecttest", "numpy", "rich"]
 
 PROBE = """
