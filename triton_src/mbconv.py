@@ -547,7 +547,7 @@ def type_of_mma(dtype):
 
 @gluon.jit
 def multiply(left, right, start):
-    """start + the sum of products of left and right tiles, of which there may be up to five."""
+    """start + the sum of products of left and right tiles: two to four of each."""
     DEPTHS: gl.constexpr = len(left)
     text: gl.constexpr = products(DEPTHS, type_of_mma(left[0].dtype))
     operands: gl.constexpr = operands_of_products(DEPTHS)
@@ -555,12 +555,8 @@ def multiply(left, right, start):
         return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], right[0], right[1]], dtype=gl.float32, is_pure=True, pack=4)
     elif DEPTHS == 3:
         return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], left[2], right[0], right[1], right[2]], dtype=gl.float32, is_pure=True, pack=4)
-    elif DEPTHS == 4:
-        return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], left[2], left[3], right[0], right[1], right[2], right[3]], dtype=gl.float32, is_pure=True, pack=4)
     else:
-        return gl.inline_asm_elementwise(
-            text, operands, [start, left[0], left[1], left[2], left[3], left[4], right[0], right[1], right[2], right[3], right[4]],
-            dtype=gl.float32, is_pure=True, pack=4)  # fmt: skip
+        return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], left[2], left[3], right[0], right[1], right[2], right[3]], dtype=gl.float32, is_pure=True, pack=4)
 
 
 @gluon.constexpr_function
@@ -612,8 +608,8 @@ def right_tile(weight, PITCH: gl.constexpr, rows):
 def effnet_mbconv_walk(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
                        batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                        IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, CHUNK: gl.constexpr, STEPS: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
-    """Stride 1. STEPS output rows of 16 pixels a program, which is a warp; IN_CHANNELS is a multiple of 8 up to 40, CHUNK a
-    multiple of 16 and a divisor of HIDDEN."""
+    """Stride 1. STEPS output rows of 16 pixels a program, which is a warp; IN_CHANNELS is 16, 24 or 32, CHUNK 16 or 32 and a
+    divisor of HIDDEN."""
     GROUPS: gl.constexpr = IN_CHANNELS // 8
     TILES: gl.constexpr = CHUNK // 8
     dtype: gl.constexpr = x.dtype.element_ty
