@@ -104,9 +104,9 @@ class Watch:
             for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
         ]  # fmt: skip
         slots = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
-        counted = [tensors for tensors in slots if COUNTER in tensors and len(tensors) > 2]  # of batch norm: all but one matter
-        self._counted = [(itemgetter(*(name for name in tensors if name != COUNTER)), tensors) for tensors in counted]
-        self._slots = [tensors for tensors in slots if not any(tensors is other for other in counted)]
+        matter = [[name for name in tensors if name != COUNTER] for tensors in slots]  # of batch norm's buffers all but one
+        self._counted = [(itemgetter(*names), tensors) for names, tensors in zip(matter, slots) if 1 < len(names) < len(tensors)]
+        self._slots = [tensors for names, tensors in zip(matter, slots) if not 1 < len(names) < len(tensors)]
         self._slots_then = list(map(dict, self._slots))
         self._counted_then = self._counted_now()
         self._held = self._held_now()

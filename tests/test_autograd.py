@@ -26,7 +26,7 @@ def differentiable(case: Case) -> dict:
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradcheck(case, layout):
     if case.is_linear and layout == "channels_last":
-        pytest.skip("a matrix")
+        pytest.skip("a matrix has no channels_last")
     args = differentiable(case)
     if layout == "channels_last":
         args = {name: a.contiguous(memory_format=torch.channels_last) if getattr(a, "ndim", 0) == 4 else a for name, a in args.items()}

@@ -34,7 +34,7 @@ def test_fake_kernels_give_the_real_strides(case, device):
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_opcheck(case, layout, device, dtype):
     if case.is_linear and layout == "channels_last":
-        pytest.skip("a matrix")
+        pytest.skip("a matrix has no channels_last")
     args = case.arguments(dtype, device, layout)
     args = {name: a.requires_grad_(a.dtype == dtype) if isinstance(a, torch.Tensor) else a for name, a in args.items()}
     torch.library.opcheck(getattr(torch.ops.effnet, case.op).default, (), args)

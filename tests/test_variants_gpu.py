@@ -65,7 +65,7 @@ def test_infinity_in_a_convolution(target, variant):
 @pytest.mark.gpu
 def test_every_embedded_variant_is_tested(request, target):
     """By a test_variant of its own, in whichever process: the library has no variant that they do not know."""
-    embedded = {(k.op.decode(), k.variant.decode()) for k in target.library.kernels() if serves(("cubin", "ptx")[k.kind], k.capability)}
+    embedded = {(k.op.decode(), k.variant.decode()) for k in target.library.kernels() if serves({"kind": ("cubin", "ptx")[k.kind], "arch": str(k.capability)})}
     assert embedded and embedded == set(EMBEDDED)
     items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_variant"]
     selected = {(item.callspec.params["op"], item.callspec.params["variant"]) for item in items}

@@ -6,7 +6,6 @@ moves by copies between host and GPU only and the truth is computed on the host,
 """
 
 import math
-import os
 import random
 from typing import NamedTuple
 
@@ -18,6 +17,8 @@ from op_cases import lay_out
 from stub_cuda import c_api
 
 import effnet_aot
+from effnet_aot import _C
+from effnet_aot.cli.images import image_name
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 ACTIVATIONS = ("none", "relu", "relu6")  # in the order of the C API's numbers
@@ -25,18 +26,14 @@ POISON = 0x7FA5  # 16 bits that are a NaN in fp16 and bf16 and, twice, in fp32
 GUARD = 1024  # elements of it before and after a tensor
 EPS = 2.0**-10  # the same number in float32 and float64
 
-MAJOR = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
 
-
-def serves(kind, capability):
-    """Whether such an image is what runs here: on a GPU its cubin unless the PTX is asked for, else the PTX."""
-    if MAJOR is None or os.environ.get("EFFNET_AOT_IMAGE") == "ptx":
-        return kind == "ptx"
-    return kind == "cubin" and capability // 10 == MAJOR
+def serves(kernel):
+    """Whether an image is of the kind that runs here: what the library chooses for a GPU, and the PTX without one."""
+    return image_name(kernel) == _C.images(0)["image"] if torch.cuda.is_available() else kernel["kind"] == "ptx"
 
 
 # What only the table of another GPU names has no image here.
-EMBEDDED = sorted({(kernel["op"], kernel["variant"]) for kernel in effnet_aot.kernels() if serves(kernel["kind"], int(kernel["arch"].replace(".", "")))})
+EMBEDDED = sorted({(kernel["op"], kernel["variant"]) for kernel in effnet_aot.kernels() if serves(kernel)})
 
 
 class Target(NamedTuple):

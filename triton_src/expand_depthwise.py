@@ -21,6 +21,9 @@ from ._gluon import bits, clamp, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
+# As Triton 3.8 and later call it, and as it is called before.
+async_load = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+
 
 @gluon.constexpr_function
 def pixels_layout(rows, depth, warps_m, warps_n):
@@ -121,7 +124,7 @@ def copy_weights(weight, first_row, first, shared, in_channels, hidden, loads: g
     h = first_row + gl.arange(0, shared[0].shape[0], layout=gl.SliceLayout(1, loads))
     for part in gl.static_range(len(shared)):
         c = first + part * shared[0].shape[1] + gl.arange(0, shared[0].shape[1], layout=gl.SliceLayout(0, loads))
-        async_copy.async_copy_global_to_shared(shared[part], weight + h[:, None] * in_channels + c[None, :], mask=(h < hidden)[:, None] & (c < in_channels)[None, :])
+        async_load(shared[part], weight + h[:, None] * in_channels + c[None, :], mask=(h < hidden)[:, None] & (c < in_channels)[None, :])
     async_copy.commit_group()
 
 

@@ -524,7 +524,7 @@ def half_tile_of_warp():
 
 
 @gluon.constexpr_function
-def products(depths, t):
+def text_of_products(depths, t):
     """$0 to $3: $4 to $7 plus the products of so many pairs of tiles, left ones first."""
     text, total, left, right = "", "$4, $5, $6, $7", 8, 8 + 2 * depths
     for first in range(0, depths, 2):
@@ -549,7 +549,7 @@ def type_of_mma(dtype):
 def multiply(left, right, start):
     """start + the sum of products of left and right tiles: two to four of each."""
     DEPTHS: gl.constexpr = len(left)
-    text: gl.constexpr = products(DEPTHS, type_of_mma(left[0].dtype))
+    text: gl.constexpr = text_of_products(DEPTHS, type_of_mma(left[0].dtype))
     operands: gl.constexpr = operands_of_products(DEPTHS)
     if DEPTHS == 2:
         return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], right[0], right[1]], dtype=gl.float32, is_pure=True, pack=4)
@@ -560,7 +560,7 @@ def multiply(left, right, start):
 
 
 @gluon.constexpr_function
-def taps(count, t):
+def text_of_taps(count, t):
     """A tile of hidden values before the activation, and so many sums of output rows that its row belongs to: the sums come out
     in $0 and so on; the values go in, then the sums, the weights of a tap a sum as diagonal matrices, and the clamps."""
     values, sums = 4 * count, 4 * count + 4
@@ -582,7 +582,7 @@ def operands_of_taps(count):
 def add_taps(hidden, sums, weights, high):
     """Each of one to three sums + clamp(hidden, 0, high) * its weight, as a tuple."""
     COUNT: gl.constexpr = len(sums)
-    text: gl.constexpr = taps(COUNT, type_of_mma(high.dtype))
+    text: gl.constexpr = text_of_taps(COUNT, type_of_mma(high.dtype))
     operands: gl.constexpr = operands_of_taps(COUNT)
     if COUNT == 1:
         return (gl.inline_asm_elementwise(text, operands, [hidden, sums[0], weights[0], high], dtype=gl.float32, is_pure=True, pack=4),)

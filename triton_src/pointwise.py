@@ -88,9 +88,8 @@ def variants():
 def candidates():
     for precision in PRECISIONS:
         for m, n, k in TRIED["fp16" if precision == "bf16" else precision]:
-            # Small tiles are for few pixels and many channels: only more loads in flight shorten their loop. So it is with
-            # large ones that make no more programs than there are multiprocessors.
-            for warps, stages in (*SCHEDULES, *(((4, 4), (4, 5)) if m * n <= 2048 else ((4, 4),) if m * n <= 8192 and k == 64 else ())):
+            # Small tiles are for few pixels and many channels: only more loads in flight shorten their loop.
+            for warps, stages in (*SCHEDULES, *(((4, 4), (4, 5)) if m * n <= 2048 else ())):
                 yield variant(precision, "nhwc", "aligned" if precision == "fp32" else "folded", m, n, k, warps, stages, f"w{warps}s{stages}_")
         for schedule in split_schedules(precision):
             yield variant(precision, "nhwc", "folded", **schedule)
