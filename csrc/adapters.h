@@ -10,7 +10,7 @@
 //   Tensor mbconv(const char* op, const Tensor& x, const Mbconv&)
 //   Tensor stem_mbconv(const char* op, const Tensor& x, const StemMbconv&)
 //   Folded fold_batch_norm(const char* op, const Tensor& weight, const Epilogue& batch_norm, std::optional<ScalarType> dtype, bool taps_first)
-//   Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program)
+//   Tensor network(const Tensor& x, const Network& network)
 //
 // `op` is the name the user called, for error messages.
 #pragma once
@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "network.h"
 
 namespace effnet {
 
@@ -119,7 +120,9 @@ struct Adapters {
     return Backend::fold_batch_norm("fold_batch_norm", w, batch_norm(g, b, m, v, eps, Activation::none), dtype, taps_first);
   }
 
-  static Tensor network(T x, const std::vector<Tensor>& weights, Ints program) { return Backend::network(x, weights, program); }
+  static Tensor network(T x, const std::vector<Tensor>& weights, Ints program) { return Backend::network(x, {weights, program}); }
+  static int64_t hold_network(const std::vector<Tensor>& weights, Ints program) { return effnet::hold_network(weights, program); }
+  static Tensor held_network(T x, int64_t number) { return Backend::network(x, *effnet::held_network(number)); }
 
   static void register_all(torch::stable::detail::StableLibrary& m) {
     m.impl("pointwise_bn", TORCH_BOX(&pointwise_bn));
@@ -139,6 +142,8 @@ struct Adapters {
     m.impl("stem_mbconv", TORCH_BOX(&stem_mbconv));
     m.impl("fold_batch_norm", TORCH_BOX(&fold_batch_norm));
     m.impl("network", TORCH_BOX(&network));
+    m.impl("_hold_network", TORCH_BOX(&hold_network));
+    m.impl("_held_network", TORCH_BOX(&held_network));
   }
 };
 

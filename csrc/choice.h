@@ -40,6 +40,8 @@ struct Tile {
   int rows, columns;
 };
 
+inline int64_t area_of(const Tile& tile) { return int64_t{tile.rows} * tile.columns; }
+
 // A problem as the tuning table knows it. What the variant's key says already (precision) need not be among the extents;
 // a layout must, so that one table can hold both.
 struct Shape {
@@ -120,8 +122,7 @@ class TileTable {
 
   // For an output that is so many images of rows by columns, and work that grows with the tile's area.
   const Tile& choose(int key, int device, const Shape& shape, int64_t rows, int64_t columns, int64_t images) const {
-    return choose(key, device, shape, [&](const Tile& t) { return images * ceil_div(rows, t.rows) * ceil_div(columns, t.columns); },
-                  [](const Tile& t) { return int64_t{t.rows} * t.columns; });
+    return choose(key, device, shape, [&](const Tile& t) { return images * ceil_div(rows, t.rows) * ceil_div(columns, t.columns); }, area_of);
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "adapters.h"
+#include "network.h"
 #include "program.h"
 
 namespace effnet {
@@ -148,10 +149,10 @@ struct Cpu {
     return {Tensor(view), stable::to(bias, s.bias_dtype)};
   }
 
-  static Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program) {
-    const auto steps = parse_program(program, weights.size());
-    infer(steps, x, weights);  // so that nothing is computed of a network that has a fault
-    return compose<Cpu>(steps, x, weights);
+  static Tensor network(const Tensor& x, const Network& network) {
+    const auto steps = parse_program(network.program, network.weights.size());
+    infer(steps, x, network.weights);  // so that nothing is computed of a network that has a fault
+    return compose<Cpu>(steps, x, network.weights);
   }
 };
 

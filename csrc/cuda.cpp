@@ -258,16 +258,16 @@ struct Cuda {
     return {out, bias};
   }
 
-  static Tensor network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program) {
-    const auto plan = plan_network(x, weights, program, tf32_for_convolutions(), tf32_for_matmul());
-    if (plan->composed) return compose<Cuda>(plan->steps, x, weights);
+  static Tensor network(const Tensor& x, const Network& network) {
+    const auto plan = plan_network(x, network, tf32_for_convolutions(), tf32_for_matmul());
+    if (plan->composed) return compose<Cuda>(plan->steps, x, network.weights);
     const Value& result = plan->result();
     Tensor out = result.rank == 2 ? empty_matrix(x, result.sizes[0], result.sizes[1]) : empty_image(x, plan->shapes.back());
     if (result.numel() == 0) return out;
 
     std::optional<Tensor> workspace;
     if (plan->workspace > 0) workspace = empty_bytes(x, plan->workspace);
-    launch_network(*plan, x, weights, workspace ? workspace->mutable_data_ptr() : nullptr, out.mutable_data_ptr(), place_of(x));
+    launch_network(*plan, x, network.weights, workspace ? workspace->mutable_data_ptr() : nullptr, out.mutable_data_ptr(), place_of(x));
     return out;
   }
 };

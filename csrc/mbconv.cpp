@@ -73,9 +73,8 @@ bool fits_a_kernel(const MbconvProblem& p) {
 
 int64_t blocks(const MbconvProblem& p, const Tile& tile) {
   if (tile.columns < p.out_channels) return 0;
-  const int steps = (*tile.variant)["steps"];
-  if (steps == 1) return ceil_div(p.batch * p.out_height * p.out_width, tile.rows);
-  return ceil_div(p.batch * p.out_width, tile.rows) * ceil_div(p.out_height, steps);  // it walks down that many rows of columns
+  if (p.expand_weight) return ceil_div(p.batch * p.out_height * p.out_width, tile.rows);
+  return ceil_div(p.batch * p.out_width, tile.rows) * ceil_div(p.out_height, (*tile.variant)["steps"]);
 }
 
 // The tile of the kernel that computes the block; null where several kernels are better, or there is none.

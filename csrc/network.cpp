@@ -6,6 +6,7 @@
 #include <array>
 #include <initializer_list>
 #include <mutex>
+#include <unordered_map>
 
 #include "adapters.h"
 #include "problems.h"
@@ -207,13 +208,15 @@ std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const std::vector<
 
 }  // namespace
 
-std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program, bool tf32_convolutions,
-                                                bool tf32_matmul) {
+std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const Network& network, bool tf32_convolutions, bool tf32_matmul) {
+  const auto& [weights, program, known] = network;
   static thread_local std::vector<int64_t> signature;  // keeps its memory
   signature.clear();
   signature.push_back(2 * tf32_convolutions + tf32_matmul);
   append(signature, x);
-  for (const Tensor& t : weights) append(signature, t);
+  signature.insert(signature.end(), known.begin(), known.end());
+  if (known.empty())
+    for (const Tensor& t : weights) append(signature, t);
   // What the tuner tries is no plan for others.
   if (tuning_is_on()) [[unlikely]] return make_plan(x, weights, program, tf32_convolutions, tf32_matmul, signature);
 
@@ -234,6 +237,45 @@ std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const std::vect
   if (plans->size() >= kPlans) plans->pop_back();
   plans->insert(plans->begin(), plan);
   return plan;
+}
+
+namespace {
+
+struct Held {
+  std::mutex mutex;
+  std::unordered_map<int64_t, std::shared_ptr<const HeldNetwork>> networks;
+  int64_t last = 0;
+};
+
+Held& held() {
+  static auto* all = new Held;  // whoever holds one may outlive static objects
+  return *all;
+}
+
+}  // namespace
+
+int64_t hold_network(const std::vector<Tensor>& weights, std::span<const int64_t> program) {
+  auto kept = std::make_shared<HeldNetwork>(weights, std::vector(program.begin(), program.end()));
+  for (const Tensor& t : weights) append(kept->signature, t);
+  std::lock_guard lock(held().mutex);
+  held().networks.emplace(++held().last, std::move(kept));
+  return held().last;
+}
+
+std::shared_ptr<const HeldNetwork> held_network(int64_t number) {
+  std::lock_guard lock(held().mutex);
+  const auto found = held().networks.find(number);
+  if (found == held().networks.end()) fail("_held_network", "network must be a number that _hold_network gave and _release_network did not take back", std::to_string(number));
+  return found->second;
+}
+
+void release_network(int64_t number) {
+  std::shared_ptr<const HeldNetwork> last;  // the weights are freed after the lock
+  std::lock_guard lock(held().mutex);
+  const auto found = held().networks.find(number);
+  if (found == held().networks.end()) return;
+  last = std::move(found->second);
+  held().networks.erase(found);
 }
 
 void launch_network(const NetworkPlan& plan, const Tensor& x, const std::vector<Tensor>& weights, void* workspace, void* out, Place place) {

@@ -1,8 +1,10 @@
 // Every schema of the library, and nothing else. The CPU and CUDA implementations are registered in cpu.cpp and
-// cuda.cpp; fake kernels, autograd and autocast in effnet_aot/ops/.
+// cuda.cpp, what is of no device here; fake kernels, autograd and autocast in effnet_aot/ops/.
 //
 // padding is (left, right, top, bottom), as torch.nn.functional.pad orders it.
 #include <torch/csrc/stable/library.h>
+
+#include "network.h"
 
 STABLE_TORCH_LIBRARY(effnet, m) {
   // Convolution and batch norm with running statistics: y = (conv(x) - mean) / sqrt(var + eps) * weight + bias.
@@ -33,4 +35,11 @@ STABLE_TORCH_LIBRARY(effnet, m) {
 
   // A network of these, in one call. program.h says how a program is written.
   m.def("network(Tensor x, Tensor[] weights, int[] program) -> Tensor");
+  // The same for an owner that calls it often: the library holds the weights, and a call names them all by one number. Not to be
+  // traced. effnet_aot/model.py is such an owner.
+  m.def("_hold_network(Tensor[] weights, int[] program) -> int");
+  m.def("_held_network(Tensor x, int network) -> Tensor");
+  m.def("_release_network(int network) -> ()");
 }
+
+STABLE_TORCH_LIBRARY_IMPL(effnet, CompositeExplicitAutograd, m) { m.impl("_release_network", TORCH_BOX(&effnet::release_network)); }

@@ -12,7 +12,7 @@ FoldedModule is the base of the modules that fold. It chooses, call by call, bet
 
 import warnings
 from itertools import chain, starmap
-from operator import attrgetter, is_not, itemgetter
+from operator import attrgetter, is_not
 from typing import NamedTuple
 
 import torch
@@ -103,14 +103,11 @@ class Watch:
             hooks for m in modules if m is not module
             for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
         ]  # fmt: skip
-        slots = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
-        matter = [[name for name in tensors if name != COUNTER] for tensors in slots]  # of batch norm's buffers all but one
-        self._counted = [(itemgetter(*names), tensors) for names, tensors in zip(matter, slots) if 1 < len(names) < len(tensors)]
-        self._slots = [tensors for names, tensors in zip(matter, slots) if not 1 < len(names) < len(tensors)]
+        self._slots = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
         self._slots_then = list(map(dict, self._slots))
-        self._counted_then = self._counted_now()
         self._held = self._held_now()
-        self._tensors = [tensor for tensor in self._held if tensor is not None]
+        # Of batch norm's buffers the one that counts does not matter.
+        self._tensors = [tensor for tensors in self._slots for name, tensor in tensors.items() if tensor is not None and name != COUNTER]
         self._has_scalars = any(tensor.numel() == 1 for tensor in self._tensors)
         self._parameters = [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
         self._state = None
@@ -136,8 +133,8 @@ class Watch:
         try:
             # Comparing begins with identity, and so ends there but for what was replaced: that is unequal, or, of tensors, an
             # error, unless both have one element.
-            same = self._children == self._children_then and self._slots == self._slots_then and self._counted_now() == self._counted_then
-        except (RuntimeError, LookupError):
+            same = self._children == self._children_then and self._slots == self._slots_then
+        except RuntimeError:
             return False
         return same and not (self._has_scalars and any(map(is_not, self._held_now(), self._held)))
 
@@ -154,11 +151,8 @@ class Watch:
 
     # What follows runs at every call, so the loops are the interpreter's own.
 
-    def _counted_now(self):
-        return [take(tensors) for take, tensors in self._counted]
-
     def _held_now(self):
-        return [*chain.from_iterable(map(dict.values, self._slots)), *chain.from_iterable(self._counted_now())]
+        return list(chain.from_iterable(map(dict.values, self._slots)))
 
     def _state_now(self):
         return (
@@ -205,6 +199,7 @@ class FoldedCache:
         if watchable and not capturing:  # a capture only records the folding, and every replay repeats it
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # later calls may come on other streams
+            module.keep(folded)
             self._entry = watch, dtype, folded
         return folded
 
@@ -218,6 +213,7 @@ class FoldedModule(nn.Module):
         forward_modules(x)          plain torch.nn: in training, or when a layer is not what the ops compute
         forward_batch_norm(x)       ops with raw batch norm: differentiable in everything, and traceable
         forward_folded(x, folded)   ops with folded weights: inference
+        keep(folded)                prepares what fold() returned for many calls
     """
 
     def __init__(self):
@@ -247,6 +243,9 @@ class FoldedModule(nn.Module):
                 return self.forward_folded(x, folded)
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward_folded(x.to(dtype) if x.is_floating_point() else x, folded)
+
+    def keep(self, folded):
+        pass
 
     def train(self, mode=True):
         if mode != self.training:

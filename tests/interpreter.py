@@ -51,10 +51,15 @@ def nhwc(x):
 def variants(op):
     """Those in Triton: there is no interpreter of Gluon, whose layouts are the hardware's. test_variants_emulated.py
     executes their PTX.
-    And split products, which only candidates are so far: one of each precision, height and number of splits."""
+    And of what only candidates have so far, one each: split products of every precision, height and number of splits, resident
+    weights and several images of every precision."""
     module = import_module(f"triton_src.{op}")
-    split = {(v.precision, v.constants["BLOCK_M"], v.constants["SPLITS"]): v for v in getattr(module, "candidates", list)() if v.constants.get("SPLITS", 1) > 1}
-    return {v.name: v for v in [*module.variants(), *split.values()] if not isinstance(v.kernel, GluonJITFunction)}
+    tried = {
+        (v.precision, *((v.constants["BLOCK_M"], v.constants["SPLITS"]) if "SPLITS" in v.constants else ())): v
+        for v in getattr(module, "candidates", list)()
+        if v.constants.get("SPLITS", 1) > 1 or v.constants.get("IMAGES", 1) > 1 or v.attributes.get("residents")
+    }  # fmt: skip
+    return {v.name: v for v in [*module.variants(), *tried.values()] if not isinstance(v.kernel, GluonJITFunction)}
 
 
 def to_tf32(values):
@@ -165,7 +170,7 @@ class Pointwise(Case):
 
     def run(self):
         n, k, h, w, o = self.case["shape"]
-        rows = self.c["CHANNELS_LAST"]
+        rows = self.c.get("CHANNELS_LAST", True)
         x, weight = self.image((n, k, h, w)), self.random(o, k)
         vectors, flags, affine = self.vectors(o)
         y = affine(torch.einsum("nkhw,ok->nohw", x.double(), weight.double()))
@@ -180,10 +185,11 @@ class Pointwise(Case):
         tensors = [guarded(nhwc(x) if rows else x), guarded(weight), *map(guarded, vectors)]
         tiles_n = ceil(o / self.c["BLOCK_N"])
         if self.pooled:
-            out = self.launch(n * tiles_n, tensors, n * o, (h * w, o, k), flags)
+            out = self.launch(ceil(n / self.c["IMAGES"]) * tiles_n, tensors, n * o, (n, h * w, o, k), flags)
             return self.compare(out.view(n, o), y.mean((2, 3)))
         pixels, images = (n * h * w, 1) if rows else (h * w, n)
-        out = self.launch(images * ceil(pixels / self.c["BLOCK_M"]) * tiles_n, tensors, n * o * h * w, (pixels, o, k), flags, **residual)
+        programs = 2 if self.variant.attributes.get("residents") else images * ceil(pixels / self.c["BLOCK_M"])  # for a tile of channels
+        out = self.launch(programs * tiles_n, tensors, n * o * h * w, (pixels, o, k), flags, **residual)
         self.compare(out.view(n, h, w, o).permute(0, 3, 1, 2) if rows else out.view(n, o, h, w), y)
 
 

@@ -16,7 +16,12 @@ from effnet_aot.ops.network import decomposed
 def on_device(x, weights, program):
     to_device, to_host = torch.ops.stub_cuda.to_device, torch.ops.stub_cuda.to_host
     with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-        return to_host(torch.ops.effnet.network(to_device(x, 0), [to_device(w, 0) for w in weights], program)).clone()
+        x, weights = to_device(x, 0), [to_device(w, 0) for w in weights]
+        out = to_host(torch.ops.effnet.network(x, weights, program)).clone()
+        number = torch.ops.effnet._hold_network(weights, program)
+        assert torch.equal(to_host(torch.ops.effnet._held_network(x, number)), out)
+        torch.ops.effnet._release_network(number)
+        return out
 
 
 def every_step(dtype, layout):
@@ -31,7 +36,8 @@ def model(dtype, layout):
     x = lay_out(images(4, dtype=dtype), layout)
     with torch.no_grad():
         eager, exact = reference(x), reference.double()(x.double())
-    return error(on_device(x, *ours.fold()), exact), error(eager, exact)
+    folded = ours.fold()
+    return error(on_device(x, folded.weights, folded.program), exact), error(eager, exact)
 
 
 def main():

@@ -25,6 +25,7 @@ CASES = {
         dict(variant="*_folded_*", shape=(2, 72, 8, 9, 40), epilogue="bias", activation="relu6", fp32_vectors=True, residual=True),
         dict(variant="fp16_nhwc_folded_*", shape=(1, 8, 3, 3, 8), epilogue="none"),
         dict(variant="*_k?_*", shape=(1, 552, 5, 7, 72), epilogue="bias", activation="relu6", residual=True),
+        dict(variant="*_resident?_*", shape=(3, 136, 8, 9, 168), epilogue="bias", activation="relu6", fp32_vectors=True, residual=True),
         dict(variant="*_generic_*", shape=(2, 71, 5, 7, 67), **BN6, residual=True),
         *[
             dict(variant=f"{precision}_{layout}_generic_*", shape=(2, 20, 5, 3, 24), epilogue=epilogue, activation=activation, fp32_vectors=fp32, residual=residual)
@@ -51,6 +52,7 @@ CASES = {
     ],
     "pointwise_pool": [
         dict(variant="*_aligned_*", shape=(2, 72, 7, 10, 40), **BN6, fp32_vectors=True),
+        dict(variant="*_images?_*", shape=(5, 72, 7, 8, 264), **BN6, fp32_vectors=True),
         dict(variant="*_generic_*", shape=(2, 71, 5, 13, 37), epilogue="bn", activation="relu"),
         *[dict(variant=f"fp16_{layout}_generic_*", shape=(2, 20, 3, 3, 24), epilogue=epilogue) for layout in ("nhwc", "nchw") for epilogue in ("none", "bias", "bn")],
         dict(variant="fp16_*_generic_*", shape=(2, 20, 3, 3, 24), activation="relu6", special=[(NAN, (0, 3, 1, 1)), (INF, (1, 7, 0, 0))]),

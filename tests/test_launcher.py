@@ -369,6 +369,8 @@ def test_named_variant(stub, few_images):
             changes |= {"kernel": int(variant.split("_k")[1][0])} | (STRIDE if "_s2_" in variant else {})
         if op == "mbconv":
             changes |= block_of(variant)
+        if "_resident" in variant:
+            changes["in_channels"] = int(variant.split("x")[-1])
         if op == "stem_mbconv":
             common = {name: changes.pop(name) for name in ("precision", "layout")}
             changes |= both(common, common)
@@ -473,7 +475,7 @@ ARGUMENTS = [
      dict(residual=RESIDUAL, pixels=3 * 5 * 11, out_channels=29, in_channels=17, flags=8)),
     ("pointwise", dict(layout=NCHW, batch=3, height=5, width=11, in_channels=17, out_channels=29),
      dict(residual=0, pixels=5 * 11, out_channels=29, in_channels=17)),
-    ("pointwise_pool", dict(batch=3, height=5, width=11, in_channels=17, out_channels=29), dict(pixels=55, out_channels=29, in_channels=17)),
+    ("pointwise_pool", dict(batch=3, height=5, width=11, in_channels=17, out_channels=29), dict(images=3, pixels=55, out_channels=29, in_channels=17)),
     ("depthwise", dict(batch=3, channels=19, height=23, width=31, kernel=5, stride_y=1, stride_x=2, left=4, right=7, top=6, bottom=9),
      dict(batch=3, channels=19, height=23, width=31, out_height=34, out_width=19, stride_y=1, stride_x=2, left=4, top=6, weight_channel=25, weight_tap=1)),
     ("conv", dict(batch=3, in_channels=5, height=37, width=41, out_channels=29, kernel_y=7, kernel_x=4, stride_y=3, stride_x=2, left=8, right=9, top=10, bottom=11),

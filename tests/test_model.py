@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import pickle
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.prune import random_unstructured
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from effnet_aot import FusedMBConvBlock, ModelNew
 from effnet_aot.model import BLOCKS, batch_norms, calibrate_batch_norm, reference_block, reference_network
@@ -451,6 +453,32 @@ def test_folding_happens_once(monkeypatch):
         assert len(folds) == 2 * layers
     model(images())
     assert len(folds) == 2 * layers  # with gradients nothing is folded
+
+
+def test_the_library_holds_the_folded_weights(device):
+    """For as long as they are true; who looks at the ops sees one that names them."""
+    model, x = pair(device)[0], images(device=device)
+    seen = []
+
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, arguments=(), kwargs=None):
+            seen.append(op.name())
+            return op(*arguments, **(kwargs or {}))
+
+    with torch.inference_mode():
+        out = model(x)
+        number = model._cache._entry[2]._number
+        with Ops():
+            again = model(x)
+        assert seen == ["effnet::network"] and torch.equal(again, out)
+        assert torch.equal(torch.ops.effnet._held_network(x, number), out)
+    with torch.no_grad():
+        model.fc_bias += 1
+        changed = model(x)
+    torch.testing.assert_close(changed, out + 1)
+    gc.collect()
+    with pytest.raises(RuntimeError, match="_release_network"):
+        torch.ops.effnet._held_network(x, number)
 
 
 def test_inference_tensors_are_folded_at_every_call():

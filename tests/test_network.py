@@ -85,6 +85,27 @@ def test_image_to_image(layout, device, dtype):
             assert (fake.shape, fake.stride(), fake.dtype) == (out.shape, out.stride(), out.dtype)
 
 
+def test_held_network(device, dtype):
+    """The same result by a number, which also names the error; released, it keeps nothing alive."""
+    weights, program = weights_and_program(dtype, device)
+    hold, run, release = torch.ops.effnet._hold_network, torch.ops.effnet._held_network, torch.ops.effnet._release_network
+    number, other = hold(weights, program), hold(weights, program)
+    assert number != other
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        for batch in (2, 0):
+            for layout in IMAGE_LAYOUTS:
+                x = image(batch, dtype, device, layout)
+                assert torch.equal(run(x, number), ops.network(x, weights, program))
+        with pytest.raises(RuntimeError, match=r"effnet::network: step 1 \(conv\): "):
+            run(image(2, dtype, device)[:, :2], number)
+        for _ in range(2):
+            release(number)
+        with pytest.raises(RuntimeError, match=rf"effnet::_held_network: network must be a number that .*, got {number}"):
+            run(x, number)
+        assert torch.equal(run(x, other), ops.network(x, weights, program))
+    release(other)
+
+
 def test_matrix():
     weights = [torch.randn(6, 4), torch.randn(3, 6)]
     program = Program()

@@ -280,11 +280,14 @@ def test_journal(tmp_path):
 
 def test_registers_decide_what_is_tried():
     def variant(warps, stages, loads=2, base_warps=4):
-        return SimpleNamespace(num_warps=warps, num_stages=stages, loads=loads, base_warps=base_warps)
+        return SimpleNamespace(num_warps=warps, num_stages=stages, loads=loads, base_warps=base_warps, judged=True)
 
     for registers, expected in [(80, (True, True, True)), (96, (True, True, False)), (140, (True, False, False)), (None, (True, False, False))]:
         assert (admits(variant(4, 2), registers), admits(variant(4, 3), registers), admits(variant(8, 2), registers)) == expected
     assert admits(variant(4, 2, 3), 80) and not admits(variant(8, 2, 3), 80)
+    unjudged = variant(8, 3)
+    unjudged.judged = False
+    assert admits(unjudged, 200) and admits(unjudged, None)
     assert admits(variant(8, 2, base_warps=8), 140) and admits(variant(8, 3, base_warps=8), 120), "8 warps are the least that a product in 8 parts has"
     small = {"registers": 64, "spills": 0, "shared": 1024, "threads": 128}
     assert fits(Target(89, "cubin"), small)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from stub_cuda import torch_free_library
+from test_launcher import BF16, launch
 from variants import EMBEDDED
 
 from effnet_aot.aot.architectures import Target
@@ -49,9 +50,10 @@ def test_variant(stub, op, precision, variant):
 # What tuning tries besides: of every kernel that nothing ships with, the cases of its code.
 CANDIDATES = {
     "expand_depthwise": ["fp16_k3_s1_w4x2_64x64x6_rows2", "bf16_k3_s2_w8x1_256x16x4_rows2", "tf32_k3_s1_w4x2_64x32x6_rows2", "fp16_k3_s1_w2x1_64x16x6_rows2"],
-    "mbconv": ["fp16_wide_c16_s2_32x32x32_w1", "bf16_wide_c24_s1_16x32x32_w2", "fp16_wide_c40_s2_64x80x16_w1", "tf32_wide_c16_s1_16x24x32_w1", "tf32_wide_c24_s2_16x40x64_w4", "tf32_unexpanded_c32_s1_32x16_rows4",
-               "fp16_walk_c16_s1_16x16x32_rows2", "bf16_walk_c24_s1_16x24x16_rows4", "fp16_walk_c32_s1_16x32x16_rows3"],
-    "pointwise": ["fp16_nhwc_folded_w4s3_k4_16x32x64", "tf32_nhwc_folded_w8s2_k8_16x32x16"],
+    "mbconv": ["fp16_wide_c16_s2_32x32x32_w1", "bf16_wide_c24_s1_16x32x32_w2", "fp16_wide_c40_s2_64x80x16_w1", "tf32_wide_c16_s1_16x24x32_w1", "tf32_wide_c24_s2_16x40x64_w4", "tf32_unexpanded_c32_s1_32x16_rows4"],
+    "pointwise": ["fp16_nhwc_folded_w4s3_k4_16x32x64", "tf32_nhwc_folded_w8s2_k8_16x32x16", "fp16_nhwc_folded_w8s3_128x128x32", "bf16_nhwc_resident2_w4s3_64x64x128",
+                  "tf32_nhwc_resident2_w4s3_64x128x64"],
+    "pointwise_pool": ["fp16_nhwc_images2_w4s3_128x128x32", "tf32_nhwc_images4_w8s3_256x128x32"],
     "depthwise": ["fp16_k3_s1_folded_w4_4x2x256", "bf16_k3_s2_folded_w4_14x2x512", "fp32_k3_s2_folded_w4_4x1x256", "fp32_k5_s1_folded_w2_7x2x64", "fp16_k5_s2_folded_w2_2x2x128"],
     "linear": ["bf16_aligned_w4s2_k4_32x16x64"],
     "stem_mbconv": ["fp16_paired_28x32_rows2", "bf16_paired_56x16_rows3_by1", "tf32_paired_28x16_rows12", "fp16_strided_56x16_rows3"],
@@ -69,5 +71,20 @@ def test_candidates(stub, tmp_path):
             images.append(Image(variant, target, path.with_suffix(".ptx").read_bytes(), **json.loads(path.with_suffix(".json").read_text())))
             variants.append(variant)
     registry = write_registry(tmp_path, sorted(variants, key=lambda v: v.op), images, {"triton": "none", "ptxas": "none"}, {str(v) for v in variants}, [])[0]
-    wrong, stderr = check(stub, [(v.op, v.name) for v in variants], torch_free_library(tmp_path, registry)["library"])
+    library = torch_free_library(tmp_path, registry)
+    wrong, stderr = check(stub, [(v.op, v.name) for v in variants], library["library"])
     assert not any(wrong.values()), "\n".join(filter(None, wrong.values())) + stderr
+
+    resident, images = "bf16_nhwc_resident2_w4s3_64x64x128", "fp16_nhwc_images2_w4s3_128x128x32"
+    pixels = dict(batch=100, height=32, width=32, out_channels=136)
+    run = stub.run(
+        launch("pointwise", precision=BF16, variant=resident, in_channels=72, **pixels), launch("pointwise", precision=BF16, variant=resident, in_channels=72, out_channels=136),
+        launch("pointwise_pool", variant=images, batch=5, out_channels=136),
+        launch("pointwise", precision=BF16, variant=resident, in_channels=136), launch("pointwise", precision=BF16, variant=resident, in_channels=64),
+        launch("pointwise_pool", variant=images, height=5, width=13), **library,
+    )  # fmt: skip
+    assert [made["grid"][0] for made in run.launches] == [2 * 128 // 3 * 3, 2 * 3, 3 * 2], "what the GPU holds at once; no more than there are rows"
+    assert [r["error"] for r in run.results[3:]] == [
+        f"effnet::pointwise: variant {resident} does not have in_channels 136", f"effnet::pointwise: variant {resident} does not have in_channels 64",
+        f"effnet::pointwise_pool: variant {images} does not have 65 pixels",
+    ]  # fmt: skip

@@ -51,7 +51,9 @@ class Variant:
         self.op, self.name, tokens = op, name, name.split("_")
         self.precision = tokens[0]
         self.layout = "nchw" if "nchw" in tokens else "nhwc"
-        self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens, "unexpanded" not in tokens and op == "mbconv"
+        self.resident = any(token.startswith("resident") for token in tokens)  # the weights, at their whole depth
+        self.images = max(int(token.removeprefix("images")) if token.startswith("images") else 1 for token in tokens)  # of a program
+        self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens or self.resident, "unexpanded" not in tokens and op == "mbconv"
         self.paired = "paired" in tokens  # two columns of the picture are one load
         numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ksc" and token[1:].isdigit()}
         self.kernel, self.stride, self.in_channels = (numbers.get(letter) for letter in "ksc")
@@ -96,6 +98,10 @@ def pointwise(v, r, large):
     if not rows:  # loads run along the pixels, and a single one would be served by the NHWC variants
         columns = math.ceil(columns / 8) * 8 if v.aligned else columns + 1
     in_channels = width(r, large, v.aligned)
+    if v.resident:
+        in_channels = r.randrange(v.tile[2] // 2 + 8, v.tile[2] + 1, 8)
+    if v.images > 1:
+        batch, height, columns = batch + 2, r.randint(1, 8), r.randint(1, v.tile[0] // v.images // 8)
     return Problem((batch, in_channels, height, columns), (width(r, large, v.aligned and rows and v.op == "pointwise"), in_channels, 1, 1))
 
 

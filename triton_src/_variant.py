@@ -17,6 +17,7 @@ class Variant:
     An op's variants() ship, and the C++ side chooses among them where the tuning table says nothing. Its candidates() are
     what tuning tries besides. `loads` counts the tensors that the innermost loop reads: from three on, registers are too
     dear for more than 4 warps and 2 stages. `base_warps` are those that a tile is compiled with first: a warp a split.
+    `judged`: tuning leaves it out where the registers of its tile speak against its schedule.
     """
 
     op: str
@@ -30,6 +31,7 @@ class Variant:
     num_stages: int = 2
     loads: int = 2
     base_warps: int = 4
+    judged: bool = True
 
     @property
     def precision(self):
@@ -49,6 +51,15 @@ SCHEDULES = ((4, 2), (4, 3), (8, 2), (8, 3))
 def tiles(rows, columns, depths, areas=(1024, 8192)):
     """(BLOCK_M, BLOCK_N, BLOCK_K) of all combinations whose output tile has so many elements."""
     return [(m, n, k) for m in rows for n in columns for k in depths if areas[0] <= m * n <= areas[1]]
+
+
+# BLOCK_M, BLOCK_N, BLOCK_K, warps, stages of products with many rows, which the L2 cache bounds: the larger the tile, the less
+# is read twice. Their accumulators alone take 64 to 128 registers a thread, and those are well spent.
+LARGE_TILES = {
+    "fp16": [(128, 128, 32, 4, 3), (128, 128, 32, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 3), (256, 128, 32, 8, 3), (128, 256, 32, 8, 3)],
+    "tf32": [(128, 128, 32, 4, 3), (128, 128, 32, 8, 3), (256, 128, 32, 8, 3), (128, 256, 32, 8, 3)],
+}  # fmt: skip
+LARGE_TILES["bf16"] = LARGE_TILES["fp16"]
 
 
 def split_schedules(precision):

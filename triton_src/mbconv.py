@@ -8,8 +8,6 @@ Out of the image a hidden value is zero whatever the bias: its upper clamp is lo
 
 effnet_mbconv_wide: the same with channels renamed, so that a thread loads 8 or 16 bytes at a time, and for float32, too.
 
-effnet_mbconv_walk: a program walks down rows, so that it computes a hidden value three times instead of nine.
-
 effnet_depthwise_project: blocks without expansion. A program owns a column of pixels and walks down the rows.
 
 In Gluon, for its control over register layouts. All want channels_last, ReLU6 (or any clamp to [0, high]), float32 biases
@@ -503,212 +501,6 @@ def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwis
         store_tile(result2, project_bias, residual, out, first, pixels, out_channels, flags, COLUMNS, COLUMNS2, stores2)
 
 
-# ---- rows walked down ----
-
-# Neighbouring output rows share the hidden values of two of their three rows: a program that owns STEPS rows of a column of
-# pixels computes them for STEPS + 2 rows and three columns of taps, instead of nine times a row. What it has of the result
-# waits in registers for the other hidden channels. Stride 1 alone: with stride 2 rows share little.
-# A program is one warp, and everything a tile of 16 pixels by 8 channels: an accumulator, the left operand of a product whose
-# depth is 8, or, in its upper half, the right one. So nothing moves between registers, and 24 channels are one product of
-# depth 16 and one of 8.
-
-
-@gluon.constexpr_function
-def tile_of_warp():
-    return gl.DistributedLinearLayout([[0, 1], [8, 0]], [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]], [], [], [16, 8])
-
-
-@gluon.constexpr_function
-def half_tile_of_warp():
-    return gl.DistributedLinearLayout([[0, 1]], [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]], [], [], [8, 8])
-
-
-@gluon.constexpr_function
-def text_of_products(depths, t):
-    """$0 to $3: $4 to $7 plus the products of so many pairs of tiles, left ones first."""
-    text, total, left, right = "", "$4, $5, $6, $7", 8, 8 + 2 * depths
-    for first in range(0, depths, 2):
-        a = ", ".join(f"${left + 2 * first + i}" for i in range(4 if first + 1 < depths else 2))
-        b = ", ".join(f"${right + 2 * (first + i)}" for i in range(2 if first + 1 < depths else 1))
-        text += f"mma.sync.aligned.m16n8k{16 if first + 1 < depths else 8}.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{{a}}}, {{{b}}}, {{{total}}}; "
-        total = "$0, $1, $2, $3"
-    return text
-
-
-@gluon.constexpr_function
-def operands_of_products(depths):
-    return ",".join(4 * ["=&f"] + 4 * ["f"] + 4 * depths * ["r"])
-
-
-@gluon.constexpr_function
-def type_of_mma(dtype):
-    return "f16" if dtype == gl.float16 else "bf16"
-
-
-@gluon.jit
-def multiply(left, right, start):
-    """start + the sum of products of left and right tiles: two to four of each."""
-    DEPTHS: gl.constexpr = len(left)
-    text: gl.constexpr = text_of_products(DEPTHS, type_of_mma(left[0].dtype))
-    operands: gl.constexpr = operands_of_products(DEPTHS)
-    if DEPTHS == 2:
-        return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], right[0], right[1]], dtype=gl.float32, is_pure=True, pack=4)
-    elif DEPTHS == 3:
-        return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], left[2], right[0], right[1], right[2]], dtype=gl.float32, is_pure=True, pack=4)
-    else:
-        return gl.inline_asm_elementwise(text, operands, [start, left[0], left[1], left[2], left[3], right[0], right[1], right[2], right[3]], dtype=gl.float32, is_pure=True, pack=4)
-
-
-@gluon.constexpr_function
-def text_of_taps(count, t):
-    """A tile of hidden values before the activation, and so many sums of output rows that its row belongs to: the sums come out
-    in $0 and so on; the values go in, then the sums, the weights of a tap a sum as diagonal matrices, and the clamps."""
-    values, sums = 4 * count, 4 * count + 4
-    weights, highs = sums + 4 * count, sums + 6 * count
-    text = f"{{ .reg .b32 p0, p1; cvt.rn.relu.{t}x2.f32 p0, ${values + 1}, ${values}; cvt.rn.relu.{t}x2.f32 p1, ${values + 3}, ${values + 2};"
-    text += f" min.NaN.{t}x2 p0, p0, ${highs}; min.NaN.{t}x2 p1, p1, ${highs + 1};"
-    for i in range(count):
-        out, total = (", ".join(f"${first + 4 * i + j}" for j in range(4)) for first in (0, sums))
-        text += f" mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{{out}}}, {{p0, p1}}, {{${weights + 2 * i}}}, {{{total}}};"
-    return text + " }"
-
-
-@gluon.constexpr_function
-def operands_of_taps(count):
-    return ",".join(4 * count * ["=&f"] + (4 + 4 * count) * ["f"] + (2 * count + 2) * ["r"])
-
-
-@gluon.jit
-def add_taps(hidden, sums, weights, high):
-    """Each of one to three sums + clamp(hidden, 0, high) * its weight, as a tuple."""
-    COUNT: gl.constexpr = len(sums)
-    text: gl.constexpr = text_of_taps(COUNT, type_of_mma(high.dtype))
-    operands: gl.constexpr = operands_of_taps(COUNT)
-    if COUNT == 1:
-        return (gl.inline_asm_elementwise(text, operands, [hidden, sums[0], weights[0], high], dtype=gl.float32, is_pure=True, pack=4),)
-    elif COUNT == 2:
-        return gl.inline_asm_elementwise(text, operands, [hidden, sums[0], sums[1], weights[0], weights[1], high], dtype=(gl.float32, gl.float32), is_pure=True, pack=4)
-    else:
-        return gl.inline_asm_elementwise(
-            text, operands, [hidden, sums[0], sums[1], sums[2], weights[0], weights[1], weights[2], high],
-            dtype=(gl.float32, gl.float32, gl.float32), is_pure=True, pack=4)  # fmt: skip
-
-
-@gluon.jit
-def right_tile(weight, PITCH: gl.constexpr, rows):
-    """8x8 of a weight (columns of the product, depth), of whose columns there are `rows`, as the upper half of a tile."""
-    half: gl.constexpr = half_tile_of_warp()
-    n = gl.arange(0, 8, layout=gl.SliceLayout(1, half))
-    k = gl.arange(0, 8, layout=gl.SliceLayout(0, half))
-    w = gl.load(weight + n[:, None] * PITCH + k[None, :], mask=(n < rows)[:, None] & (k >= 0)[None, :], other=0.0)
-    return gl.convert_layout(gl.join(w, w).permute([2, 0, 1]).reshape([16, 8]), tile_of_warp())
-
-
-@gluon.jit
-def effnet_mbconv_walk(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
-                       batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
-                       IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, CHUNK: gl.constexpr, STEPS: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
-    """Stride 1. STEPS output rows of 16 pixels a program, which is a warp; IN_CHANNELS is 16, 24 or 32, CHUNK 16 or 32 and a
-    divisor of HIDDEN."""
-    GROUPS: gl.constexpr = IN_CHANNELS // 8
-    TILES: gl.constexpr = CHUNK // 8
-    dtype: gl.constexpr = x.dtype.element_ty
-    tile: gl.constexpr = tile_of_warp()
-
-    # A column is an image's pixel column; columns of all images lie side by side.
-    count = batch * out_width
-    segments = gl.cdiv(out_height, STEPS)
-    first = gl.program_id(0) // segments * 16
-    first_y = gl.program_id(0) % segments * STEPS
-    rows = gl.arange(0, 16, layout=gl.SliceLayout(1, tile))
-    c = gl.arange(0, 8, layout=gl.SliceLayout(0, tile))
-    p = gl.minimum(first + rows, count - 1)
-    z = p % out_width - left
-    near = ()
-    highs = ()
-    for kx in gl.static_range(3):
-        # Out of the image any pixel of the window serves: its hidden values are clamped to 0.
-        near = near + ((p // out_width * (height * width) + gl.minimum(gl.maximum(z + kx, 0), width - 1)) * IN_CHANNELS,)
-        highs = highs + (gl.where((z + kx >= 0) & (z + kx < width), high, 0.0).to(dtype)[:, None],)
-    nowhere = gl.zeros([16], gl.float32, layout=gl.SliceLayout(1, tile)).to(dtype)[:, None]
-    highest = gl.full([1, 1], high, gl.float32, layout=tile).to(dtype)
-    diagonal = diagonal_mask(rows, c)
-    zero = gl.zeros([16, 8], gl.float32, layout=tile)
-    nought = (z.to(gl.float32) * 0.0)[:, None]  # see effnet_mbconv_wide
-
-    wait_for_maps_gluon(DEPENDENT_LAUNCH)
-    results = ()
-    for r in gl.static_range(STEPS * (COLUMNS // 8)):
-        results = results + (zero,)
-    for begin in range(0, HIDDEN, CHUNK):
-        begin = gl.multiple_of(begin, 16)
-        expand = ()
-        tap_weights = ()
-        bias = ()
-        empty = ()
-        project = ()
-        for n in gl.static_range(TILES):
-            for j in gl.static_range(GROUPS):
-                expand = expand + (right_tile(expand_weight + ((begin + 8 * n) * IN_CHANNELS + 8 * j), IN_CHANNELS, 8),)
-            for t in gl.static_range(9):
-                tap_weights = tap_weights + (on_diagonal(gl.load(depthwise_weight + t * HIDDEN + begin + 8 * n + c)[None, :], diagonal),)
-            bias = bias + (gl.load(expand_bias + begin + 8 * n + c)[None, :] + nought,)
-            empty = empty + (gl.load(depthwise_bias + begin + 8 * n + c)[None, :] + zero,)
-        for o in gl.static_range(COLUMNS // 8):
-            for n in gl.static_range(TILES):
-                project = project + (right_tile(project_weight + (8 * o * HIDDEN + begin + 8 * n), HIDDEN, out_channels - 8 * o),)
-        sums = ()  # tile by tile, of the output rows that the row belongs to: the one that it ends first, the one that it begins last
-        done = ()
-        for i in gl.static_range(STEPS + 2):
-            iy = first_y - top + i
-            is_row = (iy >= 0) & (iy < height)
-            # As if it depended on the chunk: the compiler would load all pixels before the loop, into registers that there are not.
-            line = gl.inline_asm_elementwise("mov.b32 $0, $1; // $2", "=r,r,r", [gl.minimum(gl.maximum(iy, 0), height - 1) * (width * IN_CHANNELS), begin], dtype=gl.int32, is_pure=True, pack=1)
-            line = gl.multiple_of(line, 8)
-            more = ()
-            for n in gl.static_range(TILES):
-                more = more + sums[n * (len(sums) // TILES) : (n + 1) * (len(sums) // TILES)]
-                if i < STEPS:
-                    more = more + (empty[n],)
-            sums = more
-            for kx in gl.static_range(3):
-                pixel = x + ((near[kx] + line)[:, None] + c[None, :])
-                pixels = ()
-                for j in gl.static_range(GROUPS):
-                    pixels = pixels + (gl.load(pixel + 8 * j),)
-                clamps = gl.where(is_row, highs[kx], nowhere)
-                more = ()
-                for n in gl.static_range(TILES):
-                    value = multiply(pixels, expand[n * GROUPS : n * GROUPS + GROUPS], bias[n])
-                    of_row = ()
-                    for j in gl.static_range(len(sums) // TILES):
-                        # The first sum's output row is max(i - 2, 0).
-                        of_row = of_row + (tap_weights[n * 9 + ((i if i < 2 else 2) - j) * 3 + kx],)
-                    more = more + add_taps(value, sums[n * (len(sums) // TILES) : (n + 1) * (len(sums) // TILES)], of_row, clamps)
-                sums = more
-            if i >= 2:
-                filtered = ()
-                more = ()
-                for n in gl.static_range(TILES):
-                    filtered = filtered + (activate(sums[n * (len(sums) // TILES)], highest),)
-                    more = more + sums[n * (len(sums) // TILES) + 1 : (n + 1) * (len(sums) // TILES)]
-                sums = more
-                for o in gl.static_range(COLUMNS // 8):
-                    done = done + (multiply(filtered, project[o * TILES : o * TILES + TILES], results[(i - 2) * (COLUMNS // 8) + o]),)
-        results = done
-
-    p = first + rows
-    pixel = (p // out_width * out_height + first_y) * out_width + p % out_width
-    for r in gl.static_range(STEPS):
-        for o in gl.static_range(COLUMNS // 8):
-            mask = ((p < count) & (first_y + r < out_height))[:, None] & (8 * o + c < out_channels)[None, :]
-            where = (pixel + r * out_width)[:, None] * out_channels + (8 * o + c)[None, :]
-            y = results[r * (COLUMNS // 8) + o] + gl.load(project_bias + 8 * o + c, mask=8 * o + c < out_channels, other=0.0)[None, :]
-            if (flags & HAS_RESIDUAL) != 0:
-                y += gl.load(residual + where, mask=mask, other=0.0).to(gl.float32)
-            gl.store(out + where, y.to(dtype), mask=mask)
-
-
 # (input channels, columns of the projection in two parts, stride): the blocks of ModelNew, MobileNetV2 and EfficientNet-Lite
 # whose hidden maps are large. Fewer output channels than columns are masked.
 BLOCKS = [
@@ -740,8 +532,6 @@ def variants():
 
 # With wide loads; in float32 the operands of more channels do not fit into the registers.
 BLOCKS_FP32 = [(16, 16, 0, 1), (16, 16, 8, 1), (16, 16, 0, 2), (16, 16, 8, 2), (24, 32, 0, 1), (24, 32, 0, 2), (24, 32, 8, 2)]
-# Of those that walk: input channels, columns of the projection, and hidden channels in a chunk; more of either need too many registers.
-WALKED = [(16, 16, 16), (16, 16, 32), (16, 32, 16), (24, 24, 16), (24, 32, 16), (32, 32, 16)]
 # Warps along pixels, along hidden channels, and hidden channels in a chunk.
 WARPS_WIDE = [(1, 1, 16), (2, 1, 16), (4, 1, 16), (1, 1, 32), (2, 1, 32), (4, 1, 32), (1, 2, 32), (1, 4, 64)]
 
@@ -751,7 +541,6 @@ def candidates():
     tried = [wide(precision, *block, *warps) for precision in ("fp16", "bf16", "tf32") for block in (BLOCKS_FP32 if precision == "tf32" else BLOCKS) for warps in WARPS_WIDE]
     for precision in ("fp16", "bf16"):
         tried += [expanding(precision, *block, *warps) for block in BLOCKS for warps in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (1, 1, 32), (2, 1, 32), (4, 1, 32))]
-        tried += [walking(precision, in_channels, columns, steps, chunk) for in_channels, columns, chunk in WALKED for steps in (2, 3, 4)]
     for precision in ("fp16", "bf16", "tf32"):
         tried += [without_expansion(precision, columns, steps, warps) for columns in (16, 32) for steps in (2, 4, 8, 16, 32) for warps in (1, 2, 4)]
     yield from (v for v in tried if v.name not in shipped)
@@ -791,18 +580,6 @@ def wide(precision, in_channels, columns, columns2, stride, warps_m, warps_n, ch
         name=like.name.replace(f"{precision}_", f"{precision}_wide_"),
         kernel=effnet_mbconv_wide,
         constants={name: value for name, value in like.constants.items() if not name.startswith("DEPTH")},
-    )
-
-
-def walking(precision, in_channels, columns, steps, chunk):
-    like = expanding(precision, in_channels, columns, 0, 1, 1, 1, chunk)
-    constants = {name: like.constants[name] for name in ("IN_CHANNELS", "HIDDEN", "COLUMNS", "CHUNK")}
-    return replace(
-        like,
-        name=f"{precision}_walk_c{in_channels}_s1_16x{columns}x{chunk}_rows{steps}",
-        kernel=effnet_mbconv_walk,
-        constants={**constants, "STEPS": steps},
-        attributes={**like.attributes, "steps": steps},
     )
 
 

@@ -3,15 +3,20 @@
 channels_last: one matrix product over all batch * height * width pixels, x row-major; its depth may be split across warps.
 NCHW: a product an image, weight @ x, so that the pixels stay the fastest axis of loads and stores.
 A program computes one tile of pixels by output channels; neighbouring programs share the pixels.
+
+With few input channels and many pixels, the weights of a tile of output channels fit into shared memory at their whole depth:
+a program of effnet_pointwise_resident keeps them there and walks over the pixels, so that only these are read again.
 """
+
+from dataclasses import replace
 
 import triton
 import triton.language as tl
 
 from ._epilogue import HAS_RESIDUAL, PARAMETERS, activate, apply_affine, load_affine, load_bias
-from ._gemm import accumulate_planes, accumulate_rows, accumulate_split_rows
+from ._gemm import accumulate_planes, accumulate_rows, accumulate_split_rows, rounded
 from ._launch import wait_for_maps
-from ._variant import PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_schedules, tiles
+from ._variant import LARGE_TILES, PRECISION_CODES, PRECISIONS, SCHEDULES, Variant, split_schedules, tiles
 
 
 @triton.jit
@@ -50,6 +55,31 @@ def effnet_pointwise(x, weight, p0, p1, p2, p3, residual, out, pixels, out_chann
     tl.store(out + where, activate(y, low, high).to(out.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def effnet_pointwise_resident(x, weight, p0, p1, p2, p3, residual, out, pixels, out_channels, in_channels, eps, low, high, flags,
+                              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+                              PRECISION: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    """channels_last with a bias, at most BLOCK_K input channels. As many programs as the GPU holds, a multiple of the tiles of channels."""
+    channel_tiles = tl.cdiv(out_channels, BLOCK_N)
+    o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_out = o < out_channels
+    bias = load_bias(p0, o, in_out, flags)
+    k = tl.arange(0, BLOCK_K)
+    in_depth = k < in_channels
+    b = rounded(tl.load(weight + o[None, :] * in_channels + k[:, None], mask=in_out[None, :] & in_depth[:, None], other=0.0), PRECISION)
+    wait_for_maps(DEPENDENT_LAUNCH)
+    for tile in tl.range(tl.program_id(0) // channel_tiles, tl.cdiv(pixels, BLOCK_M), tl.num_programs(0) // channel_tiles, num_stages=STAGES):
+        p = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        in_p = p < pixels
+        a = tl.load(x + p[:, None] * in_channels + k[None, :], mask=in_p[:, None] & in_depth[None, :], other=0.0)
+        y = apply_affine(tl.dot(rounded(a, PRECISION), b, input_precision=PRECISION), bias, 1, out.dtype.element_ty == tl.float32, FOLDED=True)
+        where = p[:, None] * out_channels + o[None, :]
+        mask = in_p[:, None] & in_out[None, :]
+        if (flags & HAS_RESIDUAL) != 0:
+            y += tl.load(residual + where, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + where, activate(y, low, high).to(out.dtype.element_ty), mask=mask)
+
+
 # BLOCK_M, BLOCK_N, BLOCK_K, warps, stages. "folded": aligned, and for a bias alone: what networks run on.
 TILES = {
     ("fp16", "nhwc", "folded"): [(16, 32, 128, 4, 3), (32, 32, 64, 4, 2), (64, 64, 32, 4, 3), (128, 64, 32, 4, 3)],
@@ -75,6 +105,12 @@ TRIED = {
     "tf32": tiles((16, 32, 64, 128), (16, 32, 64, 128), (16, 32, 64)),
     "fp32": tiles((32, 64, 128), (32, 64), (16, 32), (1024, 4096)),
 }
+# Of products with resident weights: BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, programs a multiprocessor.
+RESIDENT = {
+    "fp16": [(64, 128, 64, 4, 3, 2), (64, 128, 64, 8, 3, 2), (128, 128, 64, 4, 2, 2), (64, 64, 128, 4, 3, 2), (64, 128, 128, 4, 3, 2), (64, 128, 128, 8, 3, 2),
+             (64, 64, 256, 4, 2, 2), (64, 128, 256, 8, 3, 1)],
+    "tf32": [(64, 128, 64, 4, 3, 2), (64, 128, 64, 8, 3, 2), (64, 64, 128, 4, 2, 2), (64, 64, 128, 4, 3, 1), (64, 128, 128, 8, 3, 1), (64, 64, 256, 4, 2, 1)],
+}  # fmt: skip
 
 
 def variants():
@@ -93,9 +129,13 @@ def candidates():
                 yield variant(precision, "nhwc", "aligned" if precision == "fp32" else "folded", m, n, k, warps, stages, f"w{warps}s{stages}_")
         for schedule in split_schedules(precision):
             yield variant(precision, "nhwc", "folded", **schedule)
+        for m, n, k, warps, stages in LARGE_TILES.get(precision, ()):
+            yield variant(precision, "nhwc", "folded", m, n, k, warps, stages, f"w{warps}s{stages}_", judged=False)
+        for shape in RESIDENT.get("fp16" if precision == "bf16" else precision, ()):
+            yield resident(precision, *shape)
 
 
-def variant(precision, layout, kind, m, n, k, warps, stages, schedule="", splits=1):
+def variant(precision, layout, kind, m, n, k, warps, stages, schedule="", splits=1, judged=True):
     dtype, arithmetic = PRECISIONS[precision]
     # 16-byte loads run along the channels in NHWC, along the pixels in NCHW; the weight's always along the channels.
     multiples = {"x": 16, "weight": 16, "residual": 16, "out": 16, "in_channels": 8}
@@ -114,4 +154,17 @@ def variant(precision, layout, kind, m, n, k, warps, stages, schedule="", splits
         num_warps=warps,
         num_stages=stages,
         base_warps=max(4, splits),
+        judged=judged,
+    )
+
+
+def resident(precision, m, n, k, warps, stages, programs):
+    like = variant(precision, "nhwc", "folded", m, n, k, warps, stages, judged=False)
+    constants = {name: like.constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "PRECISION")}
+    return replace(
+        like,
+        name=f"{precision}_nhwc_resident{programs}_w{warps}s{stages}_{m}x{n}x{k}",
+        kernel=effnet_pointwise_resident,
+        constants={**constants, "STAGES": stages},
+        attributes={**like.attributes, "resident_depth": k, "residents": programs},
     )

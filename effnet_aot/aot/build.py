@@ -77,9 +77,11 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
         registers = {tile(v): scarcest(reports(v)) for v in [*tried, *defaults] if (v.num_warps, v.num_stages) == (v.base_warps, 2)}
         admitted = [v for v in tried if admits(v, registers.get(tile(v)))]
         count += compiled(admitted)
-        added, tuned = [v for v in admitted if all(fits(target, report) for target, report in reports(v).items())], []
+        # What does not fit one of the GPUs may be the best of another.
+        named = {str(v): {t.capability for t in targets} - {t.capability for t, report in reports(v).items() if not fits(t, report)} for v in admitted}
+        added, tuned = [v for v in admitted if named[str(v)]], []
         if not quiet:
-            print(f"{len(added)} candidates; {len(tried) - len(admitted)} not worth a try by their registers, {len(admitted) - len(added)} do not fit", flush=True)
+            print(f"{len(added)} candidates; {len(tried) - len(admitted)} not worth a try by their registers, {len(admitted) - len(added)} fit nowhere", flush=True)
     else:
         named, tuned = tabled(read_tables(source_dir / "tuned"), {t.capability for t in targets}, defaults, known)
         added = [v for v in known if str(v) in named]

@@ -29,7 +29,7 @@ def tile(variant):
 
 def admits(variant, registers):
     """Whether the variant is worth trying, where its tile with the base warps and 2 stages takes so many registers (None: spills)."""
-    if is_conservative(variant):
+    if is_conservative(variant) or not variant.judged:
         return True
     if registers is None or registers > SCARCE or variant.loads >= MANY_LOADS:
         return False

@@ -29,15 +29,17 @@ def manifest():
 
 @cache
 def kernel_parameters():
-    """{kernel: {parameter: type}}: names from the Triton source, types from the build."""
+    """{kernel: {parameter: type}}: names from the Triton source, types from the build. All kernels of an op take the same, also
+    those that only candidates have."""
     parameters = {}
     for image in manifest()["images"]:
         if image["kernel"] in parameters:
             continue
         module = ast.parse((ROOT / "triton_src" / f"{image['op']}.py").read_text())
-        (function,) = (f for f in module.body if isinstance(f, ast.FunctionDef) and f.name == image["kernel"])
-        names = [a.arg for a in function.args.args if a.annotation is None]  # the others are constexprs
-        parameters[image["kernel"]] = dict(zip(names, image["parameters"], strict=True))
+        for function in module.body:
+            if isinstance(function, ast.FunctionDef) and function.name.startswith("effnet_"):
+                names = [a.arg for a in function.args.args if a.annotation is None]  # the others are constexprs
+                parameters[function.name] = dict(zip(names, image["parameters"], strict=True))
     return parameters
 
 
