@@ -57,11 +57,11 @@ gpu-stress: gpu-build
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --require-gpu --stress-calls 5000 --fuzz-cases 10000 --durations 10 --report $(RESULTS)/gpu-stress.json \
 	  tests/test_concurrency_gpu.py tests/test_fuzz.py $(SPREAD) $(PYTEST_ARGS)
 
-# memcheck runs the whole suite, the other tools every variant of every kernel.
+# Every tool runs every variant of every kernel, and memcheck the whole suite besides.
 gpu-sanitize: gpu-build
 	status=0; for tool in $(TOOLS); do \
-	  tests=tests/test_variants_gpu.py; [ $$tool != memcheck ] || tests=tests; \
-	  $(PYTHON) tools/gpu_sanitize.py $$tool --tests $$tests --results $(RESULTS) --pytest-args $(PYTEST_ARGS) || status=1; \
+	  $(PYTHON) tools/gpu_sanitize.py $$tool --tests tests/test_variants_gpu.py --results $(RESULTS) --pytest-args $(PYTEST_ARGS) || status=1; \
+	  [ $$tool != memcheck ] || $(PYTHON) tools/gpu_sanitize.py $$tool --cached --tests tests --results $(RESULTS) --pytest-args $(PYTEST_ARGS) || status=1; \
 	done; exit $$status
 
 # Steps one after the other, each with a limit of its own; REPORT_ARGS="--seconds 540" limits them all.

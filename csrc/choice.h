@@ -146,7 +146,7 @@ class TileTable {
     std::vector<const char*> fitting;
     if (or_none) fitting.push_back(kNone);
     for (const Tile& tile : tiles) {
-      if (blocks(tile) <= 0 || !select_image(*tile.variant, device_info(device).capability)) continue;
+      if (blocks(tile) <= 0 || !is_meant_for(*tile.variant, device_info(device).capability)) continue;
       fitting.push_back(tile.variant->name);
       if (tile.variant->name == wanted) chosen = &tile;
     }

@@ -332,6 +332,12 @@ const Image* select_image(const Variant& variant, int capability) {
   return best;
 }
 
+bool is_meant_for(const Variant& variant, int capability) {
+  if (variant.is_default) return true;
+  const Image *image = select_image(variant, capability), *others = select_image(variants().front(), capability);
+  return image && others && image->kind == others->kind && image->capability == others->capability;
+}
+
 void launch(const char* op, const Variant& variant, Place place, int64_t grid, std::span<void*> arguments) {
   const DeviceState& state = device_state(place.device);
   if (static_cast<int>(arguments.size()) != variant.parameters + 2)
@@ -437,7 +443,7 @@ void Sequence::launch_all(Place place, std::span<const uint64_t> bases) const {
 void preload(int device) {
   CurrentContext context(device_state(device).context);
   for (const Variant& variant : variants())
-    if (variant.is_default || select_image(variant, device_info(device).capability)) ready("preload", variant, device);  // what another GPU's table chose is not for this one
+    if (is_meant_for(variant, device_info(device).capability)) ready("preload", variant, device);
 }
 
 }  // namespace effnet

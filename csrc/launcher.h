@@ -115,6 +115,9 @@ const Device& device_info(int device);
 // the same major and the next lower minor capability, else PTX. EFFNET_AOT_IMAGE=cubin or ptx restricts the choice.
 const Image* select_image(const Variant& variant, int capability);
 
+// Whether `variant` is for the GPUs of this capability. What only the table of others names is not, though its PTX would do.
+bool is_meant_for(const Variant& variant, int capability);
+
 // Loads every kernel for this device, so that later calls only launch. Exported: introspection.h offers it.
 __attribute__((visibility("default"))) void preload(int device);
 

@@ -54,6 +54,7 @@ def choices(log):
 # ---- streams ----
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("case", SMALL + LARGE, ids=str)
 def test_side_stream(case):
     """The kernel waits for what comes before it on the current stream, and for nothing else is waited."""
@@ -266,6 +267,7 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.undisturbed
 @pytest.mark.xdist_group("stress")  # minutes with thousands of calls, beside the rest of this file
 def test_stress(request, record_property):
     """8 threads, 8 streams each, --stress-calls calls on every one: every result has the right bits, and memory in use does

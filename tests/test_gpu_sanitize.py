@@ -31,15 +31,18 @@ def sanitize(tmp_path, does, *arguments):
     program.chmod(0o755)
     command = [sys.executable, FILE, "memcheck", "--sanitizer", program, "--results", tmp_path / "results", "--logs", tmp_path, "--jobs", "2", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GIT_COMMIT": "c0ffee"})
-    file = tmp_path / "results" / "sanitizer-memcheck.txt"
+    file = tmp_path / "results" / f"sanitizer-memcheck{'-cached' if '--cached' in arguments else ''}.txt"
     return done, file.read_text() if file.exists() else ""
 
 
-def test_clean(tmp_path):
-    done, text = sanitize(tmp_path, CLEAN)
+@pytest.mark.parametrize("options", [(), ("--cached",)])
+def test_clean(tmp_path, options):
+    setting = "assert os.environ.get('PYTORCH_NO_CUDA_MEMORY_CACHING') == " + ("None" if options else "'1'")
+    done, text = sanitize(tmp_path, f"import os; {setting}; {CLEAN}", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert text.startswith("commit c0ffee; 2 processes") and "Version 1.2" in text and "--kernel-name kns=effnet_" in text
     assert text.count("ERROR SUMMARY: 0 errors") == 2 and text.count("\n3 passed, 1 skipped in 0.10s") == 2
+    assert f"caching of memory: {'on' if options else 'off'}" in text
 
 
 @pytest.mark.parametrize("does", [

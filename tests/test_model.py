@@ -668,6 +668,7 @@ def cuda_kernels(function):
 
 
 @pytest.mark.gpu
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_inference_runs_this_packages_kernels_only(precision, memory_format):

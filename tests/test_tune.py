@@ -376,7 +376,9 @@ def test_the_build_ships_what_the_tables_name(sources, tmp_path, capsys):
 # ---- the library ----
 
 DEFAULTS = {"default_small": 16, "default_large": 128}
-CANDIDATES = {"tuned_32": 32, "tuned_64": 64}
+CANDIDATES = {"tuned_32": 32, "tuned_48": 48, "tuned_64": 64}
+CUBIN_90, *OF_89 = Target(90, "cubin"), Target(89, "cubin"), Target(89, "ptx")
+TARGETS = {"tuned_32": [CUBIN_90], "tuned_48": OF_89}  # of the others all
 OTHER = tuple((name, 32 if name == "out_channels" else value) for name, value in SHAPE)
 TUNED = [line("tuned_32", 2), line("tuned_64", 40), line("default_small", 2, shape=OTHER), line("tuned_64", 2, 89)]
 
@@ -390,7 +392,7 @@ def tuned_library(tmp_path_factory):
         attributes = {"precision": 0, "channels_last": 1, "aligned": 1, "block_m": block, "block_n": block}
         kernel = SimpleNamespace(__name__="effnet_pointwise")
         variants.append(Variant("pointwise", name, kernel, dict.fromkeys(range(15), "i32"), {}, attributes))
-        for target in (Target(90, "cubin"), *(() if name == "tuned_32" else (Target(89, "cubin"), Target(89, "ptx")))):
+        for target in TARGETS.get(name, [CUBIN_90, *OF_89]):
             data = b"\x7fELF" + name.encode() if target.kind == "cubin" else b"// " + name.encode() + b"\n.version 8.0\n"
             numbers = {field.name: 0 for field in fields(Image)} | {"registers": 64, "shared": 1024, "threads": 128}
             images.append(Image(**{**numbers, "variant": variants[-1], "target": target, "data": data}))
@@ -428,11 +430,12 @@ def test_each_image_has_its_table(stub, tuned_library):
 
 @pytest.mark.parametrize("settings", [{"devices": "8.9"}, {"devices": "9.0", "EFFNET_AOT_IMAGE": "ptx"}])
 def test_what_only_the_table_of_another_gpu_names(stub, tuned_library, settings):
-    """It has no image here: the tuner is not offered it and does not get it, and loading everything leaves it out."""
+    """The tuner is not offered it and does not get it, and loading everything leaves it out: it has no image here, or nothing but
+    PTX, which would serve."""
     calls = ["tune", 1, "pointwise tuned_32"], launch(2), ["choices"], ["preload", 0]
     here, there = stub.run(*calls, **tuned_library, **settings).assert_ok(), stub.run(*calls, **tuned_library, devices="9.0").assert_ok()
     others = {"default_small", "default_large", "tuned_64"}
-    for run, taken, names in ((here, "tuned_64", others), (there, "tuned_32", others | {"tuned_32"})):
+    for run, taken, names in ((here, "tuned_64", others | {"tuned_48"}), (there, "tuned_32", others | {"tuned_32"})):
         assert [made["image"]["variant"] for made in run.launches] == [taken]
         assert set(json.loads(run.results[2]["value"])["fitting"]) == {made["image"]["variant"] for made in run.loads} == names
 

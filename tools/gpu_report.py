@@ -193,7 +193,7 @@ STEPS = [
     steps_of_bench("scaling", "batches from 1 to 512, images from 128 to 512", 60, 400, scaling, "--skip-comparison --scaling"),
     Step("stress", "the load of a service, 10,000 random calls", f"{MAKE} gpu-stress", 60, 540, "gpu-stress.json", stress),
     *(
-        Step(f"sanitize-{tool}", f"{'the suite' if tool == 'memcheck' else 'every kernel'} under compute-sanitizer's {tool}", f"{MAKE} gpu-sanitize TOOLS={tool}", 60, 540, f"sanitizer-{tool}.txt", sanitizer)
+        Step(f"sanitize-{tool}", f"{'the suite' if tool == 'memcheck' else 'every kernel'} under compute-sanitizer's {tool}", f"{MAKE} gpu-sanitize TOOLS={tool}", 60, 540, f"sanitizer-{tool}{'-cached' if tool == 'memcheck' else ''}.txt", sanitizer)
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
     ),
     *(

@@ -1,10 +1,12 @@
 """GPU tests under compute-sanitizer, in processes side by side, each with a share of the tests:
 
-    python tools/gpu_sanitize.py memcheck --results results
-    python tools/gpu_sanitize.py racecheck initcheck synccheck --tests tests/test_variants_gpu.py
+    python tools/gpu_sanitize.py memcheck --cached --results results
+    python tools/gpu_sanitize.py memcheck racecheck initcheck synccheck --tests tests/test_variants_gpu.py
 
-Only our kernels are looked at, and with torch's caching off what lies beyond a tensor belongs to nobody. Failing calls of the
-driver are torch's probing, or reported by the tests. Processes that the tests start are not looked into. Writes RESULTS/sanitizer-TOOL.txt.
+Only our kernels are looked at, and with torch's caching off what lies beyond a tensor belongs to nobody. CUDA graphs need the caching:
+--cached leaves it on. Failing calls of the driver are torch's probing, or reported by the tests. Left out are tests marked
+"undisturbed", which ask when things run and what memory is free. Processes that the tests start are not looked into. Writes
+RESULTS/sanitizer-TOOL.txt, or sanitizer-TOOL-cached.txt.
 """
 
 import argparse
@@ -29,12 +31,12 @@ def options(sanitizer, tool):
 class Share:
     """One process: the tests number k, k + n, k + 2n, ... of those selected."""
 
-    def __init__(self, command, pytest_arguments, k, n, logs, tool):
-        self.log, self.output = logs / f"sanitizer-{tool}-{k}.log", logs / f"sanitizer-{tool}-{k}.out"
+    def __init__(self, command, pytest_arguments, k, n, logs, name, caching):
+        self.log, self.output = logs / f"sanitizer-{name}-{k}.log", logs / f"sanitizer-{name}-{k}.out"
         self.log.unlink(missing_ok=True)
-        pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "--require-gpu", "-p", "no:cacheprovider", f"--share={k}/{n}", *pytest_arguments]
+        pytest = [sys.executable, "-m", "pytest", "-m", "gpu and not undisturbed", "--require-gpu", "-p", "no:cacheprovider", f"--share={k}/{n}", *pytest_arguments]
         with open(self.output, "w") as output:
-            self.process = subprocess.Popen([*command, "--log-file", self.log, *pytest], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"})
+            self.process = subprocess.Popen([*command, "--log-file", self.log, *pytest], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **caching})
 
     def summaries(self):
         return [line for line in self.text(self.log).splitlines() if "SUMMARY" in line]
@@ -52,8 +54,10 @@ class Share:
 def sanitize(arguments, tool):
     """Whether all went well: every process ended well, passed a test and has the tool's summary."""
     begin, n = time.monotonic(), arguments.jobs
+    name = f"{tool}-cached" if arguments.cached else tool
+    caching = {} if arguments.cached else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [arguments.sanitizer, *options(arguments.sanitizer, tool)]
-    shares = [Share(command, [*map(str, arguments.tests), *arguments.pytest_args], k, n, arguments.logs, tool) for k in range(n)]
+    shares = [Share(command, [*map(str, arguments.tests), *arguments.pytest_args], k, n, arguments.logs, name, caching) for k in range(n)]
     for share in shares:
         share.process.wait()
     bad = [share for share in shares if share.process.returncode or not share.summaries() or " passed" not in share.counted()]
@@ -64,13 +68,13 @@ def sanitize(arguments, tool):
     machine = subprocess.run([sys.executable, "-m", "effnet_aot", "info"], cwd=ROOT, capture_output=True, text=True).stdout
     lines = [
         f"commit {commit}; {n} processes side by side, {time.monotonic() - begin:.0f} s",
-        *re.findall(r"^Version.*", version, re.MULTILINE), " ".join(["compute-sanitizer", *command[1:]]), "tests: " + " ".join(path.name for path in arguments.tests),
+        *re.findall(r"^Version.*", version, re.MULTILINE), " ".join(["compute-sanitizer", *command[1:]]), "tests: " + " ".join(path.name for path in arguments.tests), f"torch's caching of memory: {'on' if arguments.cached else 'off'}",
         *re.findall(r"^(?:torch|driver|GPU).*", machine, re.MULTILINE),
     ]  # fmt: skip
     for share in shares:
         lines += [*share.summaries(), share.counted()]
     text = "\n".join(line.rstrip() for line in lines) + "\n"
-    (arguments.results / f"sanitizer-{tool}.txt").write_text(text)
+    (arguments.results / f"sanitizer-{name}.txt").write_text(text)
     print(text, end="")
     return not bad
 
@@ -80,6 +84,7 @@ def main():
     parser.add_argument("tools", nargs="+", choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS))
     parser.add_argument("--tests", nargs="+", type=Path, default=[ROOT / "tests"], metavar="FILE", help="default: all GPU tests")
     parser.add_argument("--jobs", type=int, default=max(1, min(30, len(os.sched_getaffinity(0)) - 1)), help="processes side by side (default: %(default)s)")
+    parser.add_argument("--cached", action="store_true", help="let torch keep memory for the next tensors, as graphs need it")
     parser.add_argument("--sanitizer", default="compute-sanitizer", metavar="PROGRAM")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="FOLDER")
     parser.add_argument("--logs", type=Path, default=ROOT / "build", metavar="FOLDER")
