@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -467,7 +468,8 @@ def test_the_library_holds_the_folded_weights(device):
 
     with torch.inference_mode():
         out = model(x)
-        number = model._cache._entry[2]._number
+        folded = weakref.ref(model._cache._entry[2])
+        number = folded()._number
         with Ops():
             again = model(x)
         assert seen == ["effnet::network"] and torch.equal(again, out)
@@ -476,7 +478,9 @@ def test_the_library_holds_the_folded_weights(device):
         model.fc_bias += 1
         changed = model(x)
     torch.testing.assert_close(changed, out + 1)
+    assert model._cache._entry[2]._number != number
     gc.collect()
+    assert folded() is None, gc.get_referrers(folded())
     with pytest.raises(RuntimeError, match="_release_network"):
         torch.ops.effnet._held_network(x, number)
 

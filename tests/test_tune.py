@@ -570,6 +570,7 @@ def test_measuring_needs_a_gpu(action, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.undisturbed
 def test_measure_on_the_gpu():
     """Every fitting variant of the package's own library, on every call of a network that has a choice."""
     from effnet_aot.tune.library import Library

@@ -328,6 +328,7 @@ def test_times_are_needed(bundle, capsys):
 
 
 @pytest.mark.gpu
+@pytest.mark.undisturbed
 def test_sequence_on_the_gpu():
     """Every choice of the network that the package's own library has, timed in it; and the result is right."""
     from effnet_aot.tune.library import Library

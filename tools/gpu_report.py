@@ -49,7 +49,7 @@ def build(manifest):
 
 def tests(report):
     total = ", ".join(f"{report['total'].get(outcome, 0)} {outcome}" for outcome in ("passed", "failed", "error", "skipped"))
-    return [f"{total} on {', '.join(report['serving_images'])}"]
+    return [f"{total} on {', '.join(dict.fromkeys(report['serving_images']))}"]
 
 
 def stress(report):
