@@ -1,5 +1,5 @@
-// Networks: those that the library holds, and how they run on CUDA. What is checked, where every map lies, and which kernels run with which numbers is decided once for
-// tensors of the same kind, and kept; a call looks it up, fills in the addresses and launches.
+// Networks: those that the library holds, and how they run on CUDA. What is checked, where every map lies, and which kernels run
+// with which numbers is decided once for tensors of the same kind, and kept; a call looks it up, fills in the addresses and launches.
 #pragma once
 
 #include <memory>
@@ -11,6 +11,7 @@
 
 namespace effnet {
 
+// What a call is handed.
 struct Network {
   const std::vector<Tensor>& weights;
   std::span<const int64_t> program;
