@@ -1,5 +1,4 @@
-// Every schema of the library, and nothing else. The CPU and CUDA implementations are registered in cpu.cpp and
-// cuda.cpp, what is of no device here; fake kernels, autograd and autocast in effnet_aot/ops/.
+// Every schema of the library. The CPU and CUDA implementations are registered in cpu.cpp and cuda.cpp, what is of no device here; fake kernels, autograd and autocast in effnet_aot/ops/.
 //
 // padding is (left, right, top, bottom), as torch.nn.functional.pad orders it.
 #include <torch/csrc/stable/library.h>

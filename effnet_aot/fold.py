@@ -199,7 +199,6 @@ class FoldedCache:
         if watchable and not capturing:  # a capture only records the folding, and every replay repeats it
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # later calls may come on other streams
-            module.keep(folded)
             self._entry = watch, dtype, folded
         return folded
 
@@ -213,7 +212,6 @@ class FoldedModule(nn.Module):
         forward_modules(x)          plain torch.nn: in training, or when a layer is not what the ops compute
         forward_batch_norm(x)       ops with raw batch norm: differentiable in everything, and traceable
         forward_folded(x, folded)   ops with folded weights: inference
-        keep(folded)                prepares what fold() returned for many calls
     """
 
     def __init__(self):
@@ -243,9 +241,6 @@ class FoldedModule(nn.Module):
                 return self.forward_folded(x, folded)
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward_folded(x.to(dtype) if x.is_floating_point() else x, folded)
-
-    def keep(self, folded):
-        pass
 
     def train(self, mode=True):
         if mode != self.training:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.prune import random_unstructured
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -467,7 +468,11 @@ def test_the_library_holds_the_folded_weights(device):
             return op(*arguments, **(kwargs or {}))
 
     with torch.inference_mode():
-        out = model(x)
+        with Ops():
+            out = model(x)
+            assert [name for name in seen if "network" in name] == ["effnet::network"]
+            seen.clear()
+        assert torch.equal(model(x), out) and model._cache._entry[2]._number is not None
         folded = weakref.ref(model._cache._entry[2])
         number = folded()._number
         with Ops():
@@ -478,11 +483,18 @@ def test_the_library_holds_the_folded_weights(device):
         model.fc_bias += 1
         changed = model(x)
     torch.testing.assert_close(changed, out + 1)
-    assert model._cache._entry[2]._number != number
+    assert model._cache._entry[2] is not folded()
     gc.collect()
     assert folded() is None, gc.get_referrers(folded())
     with pytest.raises(RuntimeError, match="_release_network"):
         torch.ops.effnet._held_network(x, number)
+
+
+def test_tensors_without_data():
+    with FakeTensorMode(), torch.no_grad():
+        model = ModelNew(CLASSES).eval()
+        for _ in range(3):
+            assert model(torch.empty(2, 3, 48, 48)).shape == (2, CLASSES)
 
 
 def test_inference_tensors_are_folded_at_every_call():

@@ -349,6 +349,20 @@ def test_candidates_are_built(sources, tmp_path):
     assert embedded(nothing) == ["fp32_64"]
 
 
+def test_candidates_that_do_not_fit_every_gpu(sources, tmp_path, monkeypatch):
+    """They have images for the others; what fits nowhere is left out."""
+    from effnet_aot.aot import build
+
+    monkeypatch.setattr(build, "fits", lambda target, report: report["threads"] == 128 or target.capability == 90)
+    result = build_kernels(tmp_path, sources.parent / "cache", "8.9 9.0", jobs=1, quiet=True, source_dir=sources, candidates=(None, None))
+    images = {(image["variant"], image["arch"]) for image in json.loads(result.manifest.read_text())["images"]}
+    both = {(name, arch) for name in ("fp32_64", "fp32_w4_128") for arch in ("8.9", "9.0")}
+    assert images == both | {("fp32_w8_128", "9.0"), ("fp32_w8_64", "9.0")}
+    monkeypatch.setattr(build, "fits", lambda target, report: report["threads"] == 128)
+    result = build_kernels(tmp_path, sources.parent / "cache", "8.9 9.0", jobs=1, quiet=True, source_dir=sources, candidates=(None, None))
+    assert embedded(result) == ["fp32_64", "fp32_w4_128"]
+
+
 def test_the_build_ships_what_the_tables_name(sources, tmp_path, capsys):
     def entry(variant, capability):
         return Line("scale", "fp32", (("count", 7),), 1, capability, variant, 1.0, "fp32_64", 2.0)
