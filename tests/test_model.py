@@ -470,20 +470,25 @@ def test_the_library_holds_the_folded_weights(device):
     with torch.inference_mode():
         with Ops():
             out = model(x)
-            assert [name for name in seen if "network" in name] == ["effnet::network"]
-            seen.clear()
-        assert torch.equal(model(x), out) and model._cache._entry[2]._number is not None
-        folded = weakref.ref(model._cache._entry[2])
-        number = folded()._number
+        assert [name for name in seen if "network" in name] == ["effnet::network"]
+        assert torch.equal(model(x), out)
+        number = model._cache._entry[2]._number
+        assert torch.equal(torch.ops.effnet._held_network(x, number), out)
+        seen.clear()
         with Ops():
             again = model(x)
         assert seen == ["effnet::network"] and torch.equal(again, out)
-        assert torch.equal(torch.ops.effnet._held_network(x, number), out)
-    with torch.no_grad():
-        model.fc_bias += 1
-        changed = model(x)
-    torch.testing.assert_close(changed, out + 1)
-    assert model._cache._entry[2] is not folded()
+    # PyTorch may keep the frames of a call that a mode has seen, and all that they refer to: what is let go was called without one.
+    for step in (1, 2):
+        with torch.no_grad():
+            model.fc_bias += 1
+            changed = model(x)
+            torch.testing.assert_close(changed, out + step)
+            assert torch.equal(model(x), changed)
+        if step == 1:
+            folded = weakref.ref(model._cache._entry[2])
+            number = folded()._number
+            assert number is not None
     gc.collect()
     assert folded() is None, gc.get_referrers(folded())
     with pytest.raises(RuntimeError, match="_release_network"):
