@@ -482,7 +482,7 @@ int effnet_expand_depthwise_workspace(const effnet_expand_depthwise* given, int 
     const Checker check{"effnet_expand_depthwise_workspace"};
     if (!bytes) check.fail("bytes must not be null", "null");
     const auto problem = expand_depthwise_problem(check, check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise)));
-    *bytes = problem.batch == 0 ? 0 : expand_depthwise_workspace(problem, device);
+    *bytes = problem.batch == 0 ? 0 : expand_depthwise_workspace(problem, {.device = device});
   });
 }
 
@@ -492,7 +492,7 @@ int effnet_launch_expand_depthwise(const effnet_expand_depthwise* given, int dev
     const auto p = check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise));
     const auto problem = expand_depthwise_problem(check, p);
     if (problem.batch == 0) return;
-    check_workspace(check, p.workspace, [&] { return expand_depthwise_workspace(problem, device); }, element_size(problem.precision), "effnet_expand_depthwise_workspace");
+    check_workspace(check, p.workspace, [&] { return expand_depthwise_workspace(problem, {.device = device}); }, element_size(problem.precision), "effnet_expand_depthwise_workspace");
     launch_expand_depthwise(problem, p.workspace, {device, stream});
   });
 }
@@ -502,7 +502,7 @@ int effnet_mbconv_workspace(const effnet_mbconv* given, int device, size_t* byte
     const Checker check{"effnet_mbconv_workspace"};
     if (!bytes) check.fail("bytes must not be null", "null");
     const auto problem = mbconv_problem(check, check.read("effnet_mbconv", given, sizeof(effnet_mbconv)));
-    *bytes = problem.batch == 0 ? 0 : mbconv_workspace(problem, device);
+    *bytes = problem.batch == 0 ? 0 : mbconv_workspace(problem, {.device = device});
   });
 }
 
@@ -512,7 +512,7 @@ int effnet_launch_mbconv(const effnet_mbconv* given, int device, void* stream) {
     const auto p = check.read("effnet_mbconv", given, sizeof(effnet_mbconv));
     const auto problem = mbconv_problem(check, p);
     if (problem.batch == 0) return;
-    check_workspace(check, p.workspace, [&] { return mbconv_workspace(problem, device); }, element_size(problem.precision), "effnet_mbconv_workspace");
+    check_workspace(check, p.workspace, [&] { return mbconv_workspace(problem, {.device = device}); }, element_size(problem.precision), "effnet_mbconv_workspace");
     launch_mbconv(problem, p.workspace, {device, stream});
   });
 }
@@ -522,7 +522,7 @@ int effnet_stem_mbconv_workspace(const effnet_stem_mbconv* given, int device, si
     const Checker check{"effnet_stem_mbconv_workspace"};
     if (!bytes) check.fail("bytes must not be null", "null");
     const StemAndBlock both(check, given);
-    *bytes = both.problem.stem.batch == 0 ? 0 : stem_mbconv_workspace(both.problem, device);
+    *bytes = both.problem.stem.batch == 0 ? 0 : stem_mbconv_workspace(both.problem, {.device = device});
   });
 }
 
@@ -533,7 +533,7 @@ int effnet_launch_stem_mbconv(const effnet_stem_mbconv* given, int device, void*
     if (both.problem.stem.batch == 0) return;
     if (both.p.workspace) {
       check.address("workspace", both.p.workspace, element_size(both.problem.stem.precision));
-    } else if (const int64_t bytes = stem_mbconv_workspace(both.problem, device)) {
+    } else if (const int64_t bytes = stem_mbconv_workspace(both.problem, {.device = device})) {
       check.fail("workspace must have " + std::to_string(bytes) + " bytes, see effnet_stem_mbconv_workspace()", "null");
     }
     launch_stem_mbconv(both.problem, both.p.workspace, {device, stream});

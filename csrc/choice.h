@@ -40,10 +40,15 @@ struct Tile {
   int rows, columns;
 };
 
+// The variant that the caller named is for other problems.
+[[noreturn]] inline void refuse(const char* op, const Tile& tile, const std::string& missing) {
+  throw Error(Failure::invalid_argument, std::string("effnet::") + op + ": variant " + tile.variant->name + " does not have " + missing);
+}
+
 inline int64_t area_of(const Tile& tile) { return int64_t{tile.rows} * tile.columns; }
 
-// A problem as the tuning table knows it. What the variant's key says already (precision) need not be among the extents;
-// a layout must, so that one table can hold both.
+// A problem as the tuning table knows it. What the variant's key says already (precision) need not be among the extents; a layout
+// must, so that one table can hold both. In a lane `batch` is the lane's, and the table's that of all lanes together.
 struct Shape {
   int64_t batch;
   std::initializer_list<Extent> extents;
@@ -102,27 +107,27 @@ class TileTable {
 
   // What the tuning table says of the shape, else what find() does.
   template <class Blocks, class Work>
-  const Tile& choose(int key, int device, const Shape& shape, Blocks blocks, Work work) const {
-    return choose_by_rule(key, device, shape, blocks, [&] { return find(key, device_info(device).multiprocessors, blocks, work); });
+  const Tile& choose(int key, Place place, const Shape& shape, Blocks blocks, Work work) const {
+    return choose_by_rule(key, place, shape, blocks, [&] { return find(key, device_info(place.device).multiprocessors, blocks, work); });
   }
 
   // The same with a rule of the op's own.
   template <class Blocks, class Rule>
-  const Tile& choose_by_rule(int key, int device, const Shape& shape, Blocks blocks, Rule otherwise) const {
-    const Tile* tile = pick(key, device, shape, blocks, otherwise, /*or_none=*/false);
+  const Tile& choose_by_rule(int key, Place place, const Shape& shape, Blocks blocks, Rule otherwise) const {
+    const Tile* tile = pick(key, place, shape, blocks, otherwise, /*or_none=*/false);
     if (!tile) throw Error(Failure::no_image, std::string("effnet_aot: the library holds no variant of ") + op_ + " for this data type and layout");
     return *tile;
   }
 
   // The same for an op that can do without these kernels, which null stands for: `otherwise()` decides where the table does not.
   template <class Blocks, class Rule>
-  const Tile* choose_or_none(int key, int device, const Shape& shape, Blocks blocks, Rule otherwise) const {
-    return pick(key, device, shape, blocks, otherwise, /*or_none=*/true);
+  const Tile* choose_or_none(int key, Place place, const Shape& shape, Blocks blocks, Rule otherwise) const {
+    return pick(key, place, shape, blocks, otherwise, /*or_none=*/true);
   }
 
   // For an output that is so many images of rows by columns, and work that grows with the tile's area.
-  const Tile& choose(int key, int device, const Shape& shape, int64_t rows, int64_t columns, int64_t images) const {
-    return choose(key, device, shape, [&](const Tile& t) { return images * ceil_div(rows, t.rows) * ceil_div(columns, t.columns); }, area_of);
+  const Tile& choose(int key, Place place, const Shape& shape, int64_t rows, int64_t columns, int64_t images) const {
+    return choose(key, place, shape, [&](const Tile& t) { return images * ceil_div(rows, t.rows) * ceil_div(columns, t.columns); }, area_of);
   }
 
  private:
@@ -135,9 +140,10 @@ class TileTable {
   };
 
   template <class Blocks, class Rule>
-  const Tile* pick(int key, int device, const Shape& shape, Blocks blocks, Rule otherwise, bool or_none) const {
+  const Tile* pick(int key, Place place, Shape shape, Blocks blocks, Rule otherwise, bool or_none) const {
     const auto& tiles = tiles_.at(key);
-    const Line* line = look_up(tiles, device, shape);
+    shape.batch *= place.lanes;
+    const Line* line = look_up(tiles, place.device, shape);
     const Tile* chosen = line && (!line->tile || blocks(*line->tile) > 0) ? line->tile : otherwise();
     if (!tuning_is_on()) [[likely]] return chosen;
 
@@ -146,7 +152,7 @@ class TileTable {
     std::vector<const char*> fitting;
     if (or_none) fitting.push_back(kNone);
     for (const Tile& tile : tiles) {
-      if (blocks(tile) <= 0 || !is_meant_for(*tile.variant, device_info(device).capability)) continue;
+      if (blocks(tile) <= 0 || !is_meant_for(*tile.variant, device_info(place.device).capability)) continue;
       fitting.push_back(tile.variant->name);
       if (tile.variant->name == wanted) chosen = &tile;
     }

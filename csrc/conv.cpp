@@ -25,7 +25,7 @@ void launch_conv(const ConvProblem& p, Place place) {
   const int any = key(p.precision, p.channels_last, is_aligned, is_3x3), folded = key(p.precision, p.channels_last, is_aligned, is_3x3, true);
   const int fitting = is_folded && table().has(folded) ? folded : any;
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, any, key(p.precision, p.channels_last, false, is_3x3), key(p.precision, p.channels_last, false, false)})
-                               : table().choose(fitting, place.device,
+                               : table().choose(fitting, place,
                                                 {p.batch, {{"channels_last", p.channels_last}, {"in_channels", p.in_channels}, {"height", p.height}, {"width", p.width}, {"out_channels", p.out_channels},
                                                            {"kernel_y", p.kernel_y}, {"kernel_x", p.kernel_x}, {"stride_y", p.stride_y}, {"stride_x", p.stride_x}}},
                                                 pixels, p.out_channels, p.batch);

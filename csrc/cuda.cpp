@@ -198,7 +198,7 @@ struct Cuda {
     problem.out = out.mutable_data_ptr();
     problem.vectors_are_fp32 = are_fp32(beginning.expand_bias ? beginning.expand_bias : beginning.depthwise_bias, x);
     const Place place = place_of(x);
-    const Tensor workspace = empty_bytes(x, expand_depthwise_workspace(problem, place.device));
+    const Tensor workspace = empty_bytes(x, expand_depthwise_workspace(problem, place));
     launch_expand_depthwise(problem, workspace.mutable_data_ptr(), place);
     return out;
   }
@@ -215,7 +215,7 @@ struct Cuda {
     problem.residual = block.residual ? tensors.address(dense(*block.residual, channels_last)) : nullptr;
     problem.out = out.mutable_data_ptr();
     const Place place = place_of(x);
-    const Tensor workspace = empty_bytes(x, mbconv_workspace(problem, place.device));
+    const Tensor workspace = empty_bytes(x, mbconv_workspace(problem, place));
     launch_mbconv(problem, workspace.mutable_data_ptr(), place);
     return out;
   }
@@ -234,7 +234,7 @@ struct Cuda {
                               .block = block_problem(op, x, both.block, s.block, tensors)};
     problem.block.out = out.mutable_data_ptr();
     const Place place = place_of(x);
-    const Tensor workspace = empty_bytes(x, stem_mbconv_workspace(problem, place.device));
+    const Tensor workspace = empty_bytes(x, stem_mbconv_workspace(problem, place));
     launch_stem_mbconv(problem, workspace.mutable_data_ptr(), place);
     return out;
   }

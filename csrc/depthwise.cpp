@@ -63,13 +63,13 @@ void launch_depthwise(const DepthwiseProblem& p, Place place) {
   const bool is_aligned = p.channels_last && aligned({p.x, p.out}, {p.channels});
   const int fitting = key(precision, p.channels_last, is_aligned, p.kernel);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(precision, p.channels_last, false, p.kernel)})
-                               : table().choose_by_rule(fitting, place.device,
+                               : table().choose_by_rule(fitting, place,
                                                         {p.batch, {{"channels_last", p.channels_last}, {"channels", p.channels}, {"height", p.height}, {"width", p.width},
                                                                    {"kernel", p.kernel}, {"stride_y", p.stride_y}, {"stride_x", p.stride_x}}},
                                                         [&](const Tile& t) { return blocks(p, t); }, [&] { return by_rule(p, fitting, place.device); });
 
   const int64_t grid = blocks(p, tile);
-  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have stride (" + std::to_string(p.stride_y) + ", " + std::to_string(p.stride_x) + "), or its epilogue is not a float32 bias, or its weight is not aligned");
+  if (grid == 0) refuse(p.op, tile, "stride (" + std::to_string(p.stride_y) + ", " + std::to_string(p.stride_x) + "), or its epilogue is not a float32 bias, or its weight is not aligned");
   const int64_t taps = p.kernel * p.kernel;
   const auto [weight_channel, weight_tap] = p.taps_first ? std::pair<int64_t, int64_t>{1, p.channels} : std::pair<int64_t, int64_t>{taps, 1};
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

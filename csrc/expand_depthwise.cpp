@@ -36,7 +36,7 @@ int64_t blocks(const ExpandDepthwiseProblem& p, const Tile& tile) {
 }
 
 // The tile of the kernel that computes both steps; null where two kernels are better, or there is none.
-const Tile* fused(const ExpandDepthwiseProblem& p, int device) {
+const Tile* fused(const ExpandDepthwiseProblem& p, Place place) {
   const int fitting = fits_a_kernel(p) ? key(p.precision, p.kernel, p.stride_y) : -1;
   if (p.variant) return &table().named(p.op, p.variant, {fitting});
   if (fitting < 0) return nullptr;
@@ -44,17 +44,17 @@ const Tile* fused(const ExpandDepthwiseProblem& p, int device) {
     // Larger maps would be cut into bands that compute their borders twice, and have pixels enough to fill the GPU in two steps.
     constexpr int64_t kSmallMap = 256;
     if (p.height * p.width > kSmallMap) return nullptr;
-    return table().find(fitting, 2 * device_info(device).multiprocessors, [&](const Tile& tile) { return blocks(p, tile); },
+    return table().find(fitting, 2 * device_info(place.device).multiprocessors, [&](const Tile& tile) { return blocks(p, tile); },
                         [](const Tile& tile) { return int64_t{tile.rows} * tile.columns; });
   };
-  return table().choose_or_none(fitting, device,
+  return table().choose_or_none(fitting, place,
                                 {p.batch, {{"height", p.height}, {"width", p.width}, {"in_channels", p.in_channels}, {"hidden", p.hidden}, {"kernel", p.kernel}, {"stride", p.stride_y}}},
                                 [&](const Tile& tile) { return blocks(p, tile); }, by_rule);
 }
 
 void launch_fused(const ExpandDepthwiseProblem& p, const Tile& tile, Place place) {
   const int64_t grid = blocks(p, tile);
-  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have rows of " + std::to_string(p.width) + " pixels");
+  if (grid == 0) refuse(p.op, tile, "rows of " + std::to_string(p.width) + " pixels");
   launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.out,
          int32_t(p.in_channels), int32_t(p.hidden), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(band(p, tile)),
          int32_t(p.left), int32_t(p.top), p.low, p.high);
@@ -77,12 +77,12 @@ void launch_unfused(const ExpandDepthwiseProblem& p, void* expanded, Place place
 
 }  // namespace
 
-int64_t expand_depthwise_workspace(const ExpandDepthwiseProblem& p, int device) {
-  return fused(p, device) ? 0 : p.batch * p.hidden * p.height * p.width * bytes_of_element(p.precision);
+int64_t expand_depthwise_workspace(const ExpandDepthwiseProblem& p, Place place) {
+  return fused(p, place) ? 0 : p.batch * p.hidden * p.height * p.width * bytes_of_element(p.precision);
 }
 
 void launch_expand_depthwise(const ExpandDepthwiseProblem& p, void* workspace, Place place) {
-  if (const Tile* tile = fused(p, place.device)) return launch_fused(p, *tile, place);
+  if (const Tile* tile = fused(p, place)) return launch_fused(p, *tile, place);
   launch_unfused(p, workspace, place);
 }
 

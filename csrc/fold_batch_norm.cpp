@@ -18,7 +18,7 @@ void launch_fold_batch_norm(const FoldBatchNormProblem& p, Place place) {
   const int64_t taps = p.kernel_y * p.kernel_x, elements = p.in_channels * taps;
   const int fitting = key(p.precision, p.out_precision);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting})
-                               : table().choose(fitting, place.device, {1, {{"out_channels", p.out_channels}, {"elements", elements}}}, p.out_channels, elements, 1);
+                               : table().choose(fitting, place, {1, {{"out_channels", p.out_channels}, {"elements", elements}}}, p.out_channels, elements, 1);
 
   const int64_t grid = ceil_div(p.out_channels, tile.rows) * ceil_div(elements, tile.columns);
   const int64_t out_channel = p.taps_first ? 1 : elements, out_element = p.taps_first ? p.out_channels : 1;

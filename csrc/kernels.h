@@ -131,10 +131,10 @@ void launch_fold_batch_norm(const FoldBatchNormProblem& problem, Place place);
 inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // How many bytes launch_expand_depthwise and launch_mbconv want to use between their kernels: 0 where one kernel does it all.
-// Depends on no address but on whether addresses are aligned. The workspace is aligned, too.
-int64_t expand_depthwise_workspace(const ExpandDepthwiseProblem& problem, int device);
+// Depends on no address but on whether addresses are aligned, and of the place on all but the stream. The workspace is aligned, too.
+int64_t expand_depthwise_workspace(const ExpandDepthwiseProblem& problem, Place place);
 void launch_expand_depthwise(const ExpandDepthwiseProblem& problem, void* workspace, Place place);
-int64_t mbconv_workspace(const MbconvProblem& problem, int device);
+int64_t mbconv_workspace(const MbconvProblem& problem, Place place);
 void launch_mbconv(const MbconvProblem& problem, void* workspace, Place place);
 
 // A network's first convolution, then a block without expansion on its map, which is stem.out and block.x: neither is set.
@@ -144,7 +144,7 @@ struct StemMbconvProblem {
   const char* variant = nullptr;  // of a kernel that computes both
 };
 
-int64_t stem_mbconv_workspace(const StemMbconvProblem& problem, int device);
+int64_t stem_mbconv_workspace(const StemMbconvProblem& problem, Place place);
 void launch_stem_mbconv(const StemMbconvProblem& problem, void* workspace, Place place);
 
 }  // namespace effnet

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <stdexcept>
 
@@ -55,6 +56,9 @@ struct Driver {
   decltype(&cuGraphLaunch) launch_graph;
   decltype(&cuGraphDestroy) destroy_graph;
   decltype(&cuGraphExecDestroy) destroy_graph_exec;
+  // As of CUDA 12; later headers declare others by these names. Null where a driver has dropped them.
+  CUresult (*capture_info)(CUstream, CUstreamCaptureStatus*, cuuint64_t* id, CUgraph*, const CUgraphNode** dependencies, size_t* count);
+  CUresult (*set_capture_dependencies)(CUstream, CUgraphNode* dependencies, size_t count, unsigned flags);
   int version = 0;
 
   std::string describe(CUresult result) const {
@@ -111,6 +115,8 @@ Driver* open_driver() {
   resolve(driver->launch_graph, "cuGraphLaunch");
   resolve(driver->destroy_graph, "cuGraphDestroy");
   resolve(driver->destroy_graph_exec, "cuGraphExecDestroy");
+  driver->capture_info = reinterpret_cast<decltype(driver->capture_info)>(dlsym(handle, "cuStreamGetCaptureInfo_v2"));
+  driver->set_capture_dependencies = reinterpret_cast<decltype(driver->set_capture_dependencies)>(dlsym(handle, "cuStreamUpdateCaptureDependencies"));
   driver->check(driver->init(0), "starting the CUDA driver");
   driver->driver_version(&driver->version);
   pthread_atfork(nullptr, nullptr, [] { forked = started.load(); });
@@ -299,11 +305,12 @@ const Ready& ready(const char* op, const Variant& variant, int device) {
 
 // Shared memory to ask for, so that no multiprocessor takes more than its share of the blocks. Those of an early launch are
 // placed while their predecessor's still hold most of the multiprocessors: they would crowd on the few that are free, and the
-// network would wait for those few.
-int spread(const DeviceState& state, const Image& image, int64_t grid) {
+// network would wait for those few. Each lane has its part of the shared memory.
+int spread(const DeviceState& state, const Image& image, int64_t grid, int lanes) {
   constexpr int64_t kMostShare = 4;  // blocks a multiprocessor; more of them even out by themselves
-  const int64_t share = (grid + state.info.multiprocessors - 1) / state.info.multiprocessors;
+  int64_t share = (grid + state.info.multiprocessors - 1) / state.info.multiprocessors;
   if (share > kMostShare) return image.shared;
+  share *= lanes;
   return std::max(image.shared, std::min(state.shared_of_block, static_cast<int>(state.shared / share) - state.shared_reserved));
 }
 
@@ -355,13 +362,52 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, s
   CUlaunchAttribute early{.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, .value = {.programmaticStreamSerializationAllowed = 1}};
   const CUlaunchConfig config{.gridDimX = static_cast<unsigned>(grid), .gridDimY = 1, .gridDimZ = 1,
                               .blockDimX = static_cast<unsigned>(r.image->threads), .blockDimY = 1, .blockDimZ = 1,
-                              .sharedMemBytes = static_cast<unsigned>(is_early ? spread(state, *r.image, grid) : r.image->shared), .hStream = static_cast<CUstream>(place.stream),
+                              .sharedMemBytes = static_cast<unsigned>(is_early ? spread(state, *r.image, grid, place.lanes) : r.image->shared), .hStream = static_cast<CUstream>(place.stream),
                               .attrs = &early, .numAttrs = is_early ? 1u : 0u};
   const CUresult result = driver().launch_kernel(&config, r.function, arguments.data(), nullptr);
   if (result != CUDA_SUCCESS)
     fail(Failure::driver, std::string("effnet::") + op + ": launching " + variant.kernel + " (" + variant.name + ", " + image_name(*r.image) + ") on device " + std::to_string(place.device) + " with grid (" +
          std::to_string(grid) + ", 1, 1) failed: " + driver().describe(result));
 }
+
+namespace {
+
+// Branches of the graph that a stream captures. All of them begin where the stream was when this was made.
+class Branches {
+ public:
+  explicit Branches(CUstream stream) : stream_(stream), works_(driver().capture_info && driver().set_capture_dependencies && read(beginning_)) {}
+
+  // What is captured from now on does not wait for what was captured since the beginning. Where the driver does not do it, it waits.
+  void next() {
+    std::vector<CUgraphNode> end;
+    works_ = works_ && read(end) && set(beginning_);
+    if (works_) ends_.insert(ends_.end(), end.begin(), end.end());
+  }
+
+  // What is captured from now on waits for all branches.
+  void join() {
+    if (ends_.empty()) return;
+    if (!read(ends_) || !set(ends_)) fail(Failure::driver, "effnet::network: joining the branches of a CUDA graph failed");
+  }
+
+ private:
+  // Appends what the stream's next node would depend on.
+  bool read(std::vector<CUgraphNode>& nodes) const {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    const CUgraphNode* found = nullptr;
+    size_t count = 0;
+    if (driver().capture_info(stream_, &status, nullptr, nullptr, &found, &count) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_ACTIVE) return false;
+    nodes.insert(nodes.end(), found, found + count);
+    return true;
+  }
+  bool set(std::vector<CUgraphNode>& nodes) const { return driver().set_capture_dependencies(stream_, nodes.data(), nodes.size(), CU_STREAM_SET_CAPTURE_DEPENDENCIES) == CUDA_SUCCESS; }
+
+  CUstream stream_;
+  std::vector<CUgraphNode> beginning_, ends_;
+  bool works_;
+};
+
+}  // namespace
 
 Sequence::~Sequence() {
   for (const Recording& r : recordings_)
@@ -374,10 +420,10 @@ void Sequence::run(Place place, std::span<const uint64_t> bases) const {
   CurrentContext context(state.context);
   CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
   const CUstream stream = static_cast<CUstream>(place.stream);
-  if (driver().is_capturing(stream, &capturing) != CUDA_SUCCESS || capturing != CU_STREAM_CAPTURE_STATUS_NONE) return launch_all(place, bases);
+  if (driver().is_capturing(stream, &capturing) != CUDA_SUCCESS || capturing != CU_STREAM_CAPTURE_STATUS_NONE) return launch_all(place, bases, /*captured=*/true);
   // Whoever finds another thread at it does not wait. A graph is not for several threads at once.
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || !records_) return launch_all(place, bases);
+  if (!lock || !records_) return launch_all(place, bases, /*captured=*/false);
 
   auto r = std::find_if(recordings_.begin(), recordings_.end(), [&](const Recording& r) { return r.device == place.device && std::ranges::equal(r.bases, bases); });
   if (r == recordings_.end()) {
@@ -386,16 +432,18 @@ void Sequence::run(Place place, std::span<const uint64_t> bases) const {
       recordings_.pop_back();
     }
     recordings_.insert(recordings_.begin(), {place.device, {bases.begin(), bases.end()}});
-    return launch_all(place, bases);
+    return launch_all(place, bases, /*captured=*/false);
   }
   std::rotate(recordings_.begin(), r, r + 1);
   Recording& found = recordings_.front();
   if (!found.graph) found.graph = record(place, bases);
   records_ = found.graph != nullptr;
-  if (!records_) return launch_all(place, bases);
+  if (!records_) return launch_all(place, bases, /*captured=*/false);
   const CUresult result = driver().launch_graph(static_cast<CUgraphExec>(found.graph), stream);
-  if (result != CUDA_SUCCESS)
-    fail(Failure::driver, std::string("effnet::network: launching ") + std::to_string(launches.size()) + " kernels on device " + std::to_string(place.device) + " as a graph failed: " + driver().describe(result));
+  if (result == CUDA_SUCCESS) return;
+  size_t kernels = 0;
+  for (const auto& lane : lanes) kernels += lane.size();
+  fail(Failure::driver, std::string("effnet::network: launching ") + std::to_string(kernels) + " kernels on device " + std::to_string(place.device) + " as a graph failed: " + driver().describe(result));
 }
 
 // Null where the driver does not do it, which is no reason to fail: launching one by one will do, or tells what is wrong.
@@ -410,7 +458,7 @@ void* Sequence::record(Place place, std::span<const uint64_t> bases) const {
     bool complete = true;
     place.stream = stream;
     try {
-      launch_all(place, bases);
+      launch_all(place, bases, /*captured=*/true);
     } catch (const Error&) {
       complete = false;
     }
@@ -423,21 +471,29 @@ void* Sequence::record(Place place, std::span<const uint64_t> bases) const {
   return executable;
 }
 
-void Sequence::launch_all(Place place, std::span<const uint64_t> bases) const {
+void Sequence::launch_all(Place place, std::span<const uint64_t> bases, bool captured) const {
   constexpr size_t kMost = 64;  // parameters
   uint64_t values[kMost];
   void* addresses[kMost];
-  for (const PreparedLaunch& l : launches) {
-    const size_t count = l.values.size();
-    if (count + 2 > kMost) fail(Failure::invalid_argument, std::string("effnet::") + l.op + ": " + l.variant->kernel + " takes more than " + std::to_string(kMost - 2) + " parameters");
-    for (size_t i = 0; i < count; ++i) {
-      const uint64_t v = l.values[i];
-      values[i] = l.is_address[i] ? bases[v >> kBaseShift] + (v & ((uint64_t{1} << kBaseShift) - 1)) : v;
-      addresses[i] = &values[i];
+  std::optional<Branches> branches;
+  if (captured && lanes.size() > 1) branches.emplace(static_cast<CUstream>(place.stream));
+  place.lanes = static_cast<int>(lanes.size());
+  for (const auto& lane : lanes) {
+    if (branches && &lane != &lanes.front()) branches->next();
+    place.early = false;
+    for (const PreparedLaunch& l : lane) {
+      const size_t count = l.values.size();
+      if (count + 2 > kMost) fail(Failure::invalid_argument, std::string("effnet::") + l.op + ": " + l.variant->kernel + " takes more than " + std::to_string(kMost - 2) + " parameters");
+      for (size_t i = 0; i < count; ++i) {
+        const uint64_t v = l.values[i];
+        values[i] = l.is_address[i] ? bases[v >> kBaseShift] + (v & ((uint64_t{1} << kBaseShift) - 1)) : v;
+        addresses[i] = &values[i];
+      }
+      launch(l.op, *l.variant, place, l.grid, std::span<void*>(addresses, count + 2));
+      place.early = true;
     }
-    launch(l.op, *l.variant, place, l.grid, std::span<void*>(addresses, count + 2));
-    place.early = true;
   }
+  if (branches) branches->join();
 }
 
 void preload(int device) {

@@ -39,11 +39,13 @@ struct PreparedLaunch {
 // Where to run: a device by its CUDA ordinal and a stream of it (CUstream; null is the default stream). With `prepared`
 // nothing runs: launches are appended there. `early`: a kernel that can may start before the one in front of it on the stream
 // has ended; then its weights, which it reads before it waits for that one, must be older than the last kernel that was not early.
+// `lanes`: so many parts of a batch run side by side, of which this is one.
 struct Place {
   int device = 0;
   void* stream = nullptr;
   std::vector<PreparedLaunch>* prepared = nullptr;
   bool early = false;
+  int lanes = 1;
 };
 
 // Launches `variant` on `grid` blocks. `arguments` are the addresses of the kernel's run-time parameters, in order, with
@@ -66,11 +68,12 @@ void launch(const char* op, const Variant& variant, Place place, int64_t grid, V
   launch(op, variant, place, grid, std::span<void*>(addresses));
 }
 
-// Prepared launches, to be made in order, all but the first early. An address in them is an index into `bases`, shifted by
-// kBaseShift, plus an offset; index 0 is null.
+// Prepared launches: lanes that do not depend on each other, and in each of them launches to be made in order, all but the first
+// early. An address in them is an index into `bases`, shifted by kBaseShift, plus an offset; index 0 is null.
 //
 // Addresses come back, as PyTorch's allocator hands out what was just freed. Those that were seen before become a CUDA graph:
-// one call of the driver instead of one a kernel, which at small batches is most of what a network costs.
+// one call of the driver instead of one a kernel, which at small batches is most of what a network costs. In a graph, this one or
+// the caller's, the lanes are branches; outside of one they run one after the other, as that takes no other stream.
 constexpr int kBaseShift = 44;
 class Sequence {
  public:
@@ -79,9 +82,9 @@ class Sequence {
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
 
-  std::vector<PreparedLaunch> launches;
+  std::vector<std::vector<PreparedLaunch>> lanes;
 
-  // Safe to call from several threads once `launches` are complete.
+  // Safe to call from several threads once `lanes` are complete.
   void run(Place place, std::span<const uint64_t> bases) const;
 
  private:
@@ -91,7 +94,7 @@ class Sequence {
     void* graph = nullptr;  // CUgraphExec; null where the addresses were seen once
   };
 
-  void launch_all(Place place, std::span<const uint64_t> bases) const;
+  void launch_all(Place place, std::span<const uint64_t> bases, bool captured) const;
   void* record(Place place, std::span<const uint64_t> bases) const;
 
   mutable std::mutex mutex_;

@@ -17,7 +17,7 @@ void launch_linear(const LinearProblem& p, Place place) {
   const bool is_aligned = aligned({p.x, p.weight, p.out}, {p.in_features, p.out_features});
   const int fitting = key(p.precision, is_aligned);
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, key(p.precision, false)})
-                               : table().choose(fitting, place.device, {p.rows, {{"in_features", p.in_features}, {"out_features", p.out_features}}}, p.rows, p.out_features, 1);
+                               : table().choose(fitting, place, {p.rows, {{"in_features", p.in_features}, {"out_features", p.out_features}}}, p.rows, p.out_features, 1);
 
   const int64_t grid = ceil_div(p.rows, tile.rows) * ceil_div(p.out_features, tile.columns);
   const auto& [p0, p1, p2, p3] = p.tail.vectors;

@@ -17,8 +17,8 @@ ExpandDepthwiseProblem expand_depthwise(const MbconvProblem& p, void* filtered) 
 
 // What the workspace holds, one after the other: the expanded map, if there is one in memory, and the filtered one.
 struct Maps {
-  Maps(const MbconvProblem& p, int device) {
-    if (p.expand_weight) filtered = padded(expand_depthwise_workspace(expand_depthwise(p, nullptr), device));
+  Maps(const MbconvProblem& p, Place place) {
+    if (p.expand_weight) filtered = padded(expand_depthwise_workspace(expand_depthwise(p, nullptr), place));
     bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_element(p.precision);
   }
   int64_t filtered = 0, bytes;  // where that one starts, and how much all take
@@ -31,7 +31,7 @@ Tail tail_of(const MbconvProblem& p, const void* bias, float low, float high) {
 }
 
 void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
-  char* const filtered = static_cast<char*>(workspace) + Maps(p, place.device).filtered;
+  char* const filtered = static_cast<char*>(workspace) + Maps(p, place).filtered;
   constexpr float kInfinity = INFINITY;
   if (p.expand_weight)
     launch_expand_depthwise(expand_depthwise(p, filtered), workspace, place);
@@ -78,12 +78,12 @@ int64_t blocks(const MbconvProblem& p, const Tile& tile) {
 }
 
 // The tile of the kernel that computes the block; null where several kernels are better, or there is none.
-const Tile* fused(const MbconvProblem& p, int device) {
+const Tile* fused(const MbconvProblem& p, Place place) {
   const int fitting = fits_a_kernel(p) ? key(p.precision, p.expand_weight, p.in_channels, p.stride_y) : -1;
   if (p.variant) return &table().named(p.op, p.variant, {fitting});
   if (fitting < 0) return nullptr;
   const auto by_rule = [&] {
-    const int multiprocessors = device_info(device).multiprocessors;
+    const int multiprocessors = device_info(place.device).multiprocessors;
     // With few pixels the warps of a block share them and split the hidden channels.
     const bool few = ceil_div(p.batch * p.out_height * p.out_width, 16) < 3 * multiprocessors;
     if (p.expand_weight)  // the narrowest projection
@@ -93,7 +93,7 @@ const Tile* fused(const MbconvProblem& p, int device) {
     return table().find(fitting, 12 * multiprocessors, [&](const Tile& tile) { return blocks(p, tile); },
                         [&](const Tile& tile) { return int64_t{2048} * ((*tile.variant)["steps"] + 1) + tile.columns; });
   };
-  return table().choose_or_none(fitting, device,
+  return table().choose_or_none(fitting, place,
                                 {p.batch, {{"height", p.height}, {"width", p.width}, {"in_channels", p.in_channels}, {"hidden", p.hidden}, {"out_channels", p.out_channels},
                                            {"stride", p.stride_y}, {"residual", p.residual != nullptr}}},
                                 [&](const Tile& tile) { return blocks(p, tile); }, by_rule);
@@ -101,7 +101,7 @@ const Tile* fused(const MbconvProblem& p, int device) {
 
 void launch_fused(const MbconvProblem& p, const Tile& tile, Place place) {
   const int64_t grid = blocks(p, tile);
-  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have " + std::to_string(p.out_channels) + " output channels");
+  if (grid == 0) refuse(p.op, tile, std::to_string(p.out_channels) + " output channels");
   launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.project_weight, p.project_bias, p.residual, p.out,
          int32_t(p.batch), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(p.out_channels), int32_t(p.left), int32_t(p.top),
          p.high, flags({.residual = p.residual}));
@@ -109,10 +109,10 @@ void launch_fused(const MbconvProblem& p, const Tile& tile, Place place) {
 
 }  // namespace
 
-int64_t mbconv_workspace(const MbconvProblem& p, int device) { return fused(p, device) ? 0 : Maps(p, device).bytes; }
+int64_t mbconv_workspace(const MbconvProblem& p, Place place) { return fused(p, place) ? 0 : Maps(p, place).bytes; }
 
 void launch_mbconv(const MbconvProblem& p, void* workspace, Place place) {
-  if (const Tile* tile = fused(p, place.device)) return launch_fused(p, *tile, place);
+  if (const Tile* tile = fused(p, place)) return launch_fused(p, *tile, place);
   launch_unfused(p, workspace, place);
 }
 

@@ -83,27 +83,44 @@ uint64_t alignment(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const
 
 void* symbol(uint64_t base, uint64_t offset) { return reinterpret_cast<void*>(base << kBaseShift | offset); }
 
-// Fills in where everything lies and what is launched.
+// In how many lanes a batch runs. Kernels one after the other leave a part of the GPU idle whenever one ends; those of another lane
+// fill that. With fewer pixels a multiprocessor than these, kernels of half the batch have too few blocks.
+int lanes_of(const Tensor& x) {
+  constexpr int64_t kPixels = 13'500;
+  const auto sizes = x.sizes();
+  if (x.dim() != 4 || sizes[0] % 2) return 1;
+  return sizes[0] * sizes[2] * sizes[3] < kPixels * device_info(static_cast<int>(x.get_device_index())).multiprocessors ? 1 : 2;
+}
+
+// Decides where everything of a lane lies and what is launched.
 struct Planner {
-  NetworkPlan& plan;
-  const Tensor& x;
+  const std::vector<Step>& steps;
+  const Tensor& x;  // of all lanes
   const std::vector<Tensor>& weights;
   bool tf32_convolutions, tf32_matmul;
+  int lanes;
+  int64_t first, images;  // of x, which are this lane's
+  int64_t workspace;      // where the lane's part begins, and after place_maps() where it ends
 
   struct At {
     int64_t result = -1, scratch = -1;  // offsets in the workspace; -1: the result is the output, there is no scratch
   };
-  std::vector<At> places = std::vector<At>(plan.steps.size());
+  std::vector<At> places = std::vector<At>(steps.size());
+  std::vector<StepShape> shapes = infer(steps, x, weights, images);
   ScalarType type = x.scalar_type();
   Precision convolutions = precision_of(type, tf32_convolutions);
   int device = static_cast<int>(x.get_device_index());
   mutable std::array<int64_t, 4> dense{};  // strides of the map that a convolution reads, until its launch
 
   void* image(int64_t number) const {
-    return number < 0 ? nullptr : number == 0 ? symbol(kImage, alignment(x)) : symbol(kWorkspace, places[number - 1].result);
+    if (number > 0) return symbol(kWorkspace, places[number - 1].result);
+    return number < 0 ? nullptr : symbol(kImage, alignment(x) + first * x.strides()[0] * bytes_of_element(convolutions));
   }
   void* weight(int64_t index) const { return index < 0 ? nullptr : symbol(kWeights + index, alignment(weights[index])); }
-  void* out(size_t i) const { return places[i].result < 0 ? symbol(kOutput, 0) : symbol(kWorkspace, places[i].result); }
+  void* out(size_t i) const {
+    if (places[i].result >= 0) return symbol(kWorkspace, places[i].result);
+    return symbol(kOutput, first * (shapes[i].out.numel() / images) * bytes_of_element(convolutions));
+  }
 
   bool are_fp32(std::initializer_list<int64_t> biases) const {
     for (int64_t bias : biases)
@@ -115,9 +132,9 @@ struct Planner {
 
   // A convolution that reads its input through strides: the network's, or those of a map.
   ConvProblem convolution(size_t i, int64_t weight_index, const Tail& tail, void* result) const {
-    const Step& s = plan.steps[i];
-    const ConvShape& c = plan.shapes[i].conv;
-    const bool nhwc = s.input > 0 && plan.shapes[s.input - 1].out.channels_last;
+    const Step& s = steps[i];
+    const ConvShape& c = shapes[i].conv;
+    const bool nhwc = s.input > 0 && shapes[s.input - 1].out.channels_last;
     const int64_t plane = c.height * c.width, k = c.in_channels;
     dense = {k * plane, nhwc ? 1 : plane, nhwc ? c.width * k : c.width, nhwc ? k : 1};
     const int64_t* strides = s.input == 0 ? x.strides().data() : dense.data();
@@ -125,7 +142,7 @@ struct Planner {
   }
 
   StemMbconvProblem stem_and_block(size_t i) const {
-    const Step& s = plan.steps[i];
+    const Step& s = steps[i];
     const auto [low, high] = bounds(s.stem_activation);
     const Tail tail{.vectors = {weight(s.stem_bias)}, .vectors_are_fp32 = are_fp32({s.stem_bias}), .low = low, .high = high};
     StemMbconvProblem p{.stem = convolution(i, s.stem_weight, tail, nullptr), .block = block(i)};
@@ -134,8 +151,8 @@ struct Planner {
   }
 
   MbconvProblem block(size_t i) const {
-    const Step& s = plan.steps[i];
-    MbconvProblem p = mbconv_problem(s.op.c_str(), convolutions, plan.shapes[i].block, s.activation);
+    const Step& s = steps[i];
+    MbconvProblem p = mbconv_problem(s.op.c_str(), convolutions, shapes[i].block, s.activation);
     p.x = image(s.input), p.residual = image(s.residual), p.out = out(i);
     p.expand_weight = weight(s.expand_weight), p.expand_bias = weight(s.expand_bias);
     p.depthwise_weight = weight(s.weight), p.depthwise_bias = weight(s.bias);
@@ -145,36 +162,42 @@ struct Planner {
     return p;
   }
 
+  Place place(std::vector<PreparedLaunch>* prepared = nullptr) const { return {.device = device, .prepared = prepared, .lanes = lanes}; }
+
   void place_maps() {
-    const size_t count = plan.steps.size();
+    const size_t count = steps.size();
     std::vector<size_t> last(count);  // the step that reads a result last
     for (size_t i = 0; i < count; ++i) {
       last[i] = i;
-      for (int64_t number : {plan.steps[i].input, plan.steps[i].residual})
+      for (int64_t number : {steps[i].input, steps[i].residual})
         if (number > 0) last[number - 1] = i;
     }
     std::vector<Buffer> buffers;
     for (size_t i = 0; i + 1 < count; ++i) {
       places[i].result = 0;  // aligned, which is all that the size of a scratch may depend on
-      buffers.push_back({padded(plan.shapes[i].out.numel() * bytes_of_element(convolutions)), i, last[i], &places[i].result});
+      buffers.push_back({padded(shapes[i].out.numel() * bytes_of_element(convolutions)), i, last[i], &places[i].result});
     }
     for (size_t i = 0; i < count; ++i) {
-      const StepKind kind = plan.steps[i].kind;
-      const int64_t bytes = kind == StepKind::mbconv ? mbconv_workspace(block(i), device) : kind == StepKind::stem_mbconv ? stem_mbconv_workspace(stem_and_block(i), device) : 0;
+      const StepKind kind = steps[i].kind;
+      const int64_t bytes = kind == StepKind::mbconv ? mbconv_workspace(block(i), place()) : kind == StepKind::stem_mbconv ? stem_mbconv_workspace(stem_and_block(i), place()) : 0;
       if (bytes > 0) buffers.push_back({padded(bytes), i, i, &places[i].scratch});
     }
-    plan.workspace = lay_out(std::move(buffers));
+    const int64_t begin = workspace;
+    workspace += lay_out(std::move(buffers));
+    for (At& at : places)
+      for (int64_t* offset : {&at.result, &at.scratch})
+        if (*offset >= 0) *offset += begin;
   }
 
-  void prepare(size_t i) {
-    const Step& s = plan.steps[i];
-    const Place place{.device = device, .prepared = &plan.sequence.launches};
+  void prepare(size_t i, std::vector<PreparedLaunch>& lane) {
+    const Step& s = steps[i];
+    const Place place = this->place(&lane);
     void* const scratch = places[i].scratch < 0 ? nullptr : symbol(kWorkspace, places[i].scratch);
     if (s.kind == StepKind::mbconv) return launch_mbconv(block(i), scratch, place);
     if (s.kind == StepKind::stem_mbconv) return launch_stem_mbconv(stem_and_block(i), scratch, place);
 
     const char* op = s.op.c_str();
-    const ConvShape& c = plan.shapes[i].conv;
+    const ConvShape& c = shapes[i].conv;
     void *const input = image(s.input), *const w = weight(s.weight), *const result = out(i);
     const auto [low, high] = bounds(s.activation);
     const Tail tail{.vectors = {weight(s.bias)}, .vectors_are_fp32 = vectors_are_fp32(s), .low = low, .high = high, .residual = image(s.residual)};
@@ -183,7 +206,7 @@ struct Planner {
       case StepKind::pointwise: return launch_pointwise(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
       case StepKind::pointwise_pool: return launch_pointwise_pool(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
       case StepKind::depthwise: return launch_depthwise(depthwise_problem(op, convolutions, c, input, w, is_taps_first(weights[s.weight]), result, tail), place);
-      case StepKind::linear: return launch_linear(linear_problem(op, precision_of(type, tf32_matmul), plan.shapes[i].linear, input, w, result, tail), place);
+      case StepKind::linear: return launch_linear(linear_problem(op, precision_of(type, tf32_matmul), shapes[i].linear, input, w, result, tail), place);
       case StepKind::mbconv:
       case StepKind::stem_mbconv: break;
     }
@@ -200,9 +223,16 @@ std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const std::vector<
   plan->composed = !reads_in_place(*plan, x, weights);
   if (plan->composed || plan->result().numel() == 0) return plan;
 
-  Planner planner{*plan, x, weights, tf32_convolutions, tf32_matmul};
-  planner.place_maps();
-  for (size_t i = 0; i < plan->steps.size(); ++i) planner.prepare(i);
+  const int lanes = lanes_of(x);
+  const int64_t images = x.sizes()[0] / lanes;
+  for (int lane = 0; lane < lanes; ++lane) {
+    Planner planner{.steps = plan->steps, .x = x, .weights = weights, .tf32_convolutions = tf32_convolutions, .tf32_matmul = tf32_matmul,
+                    .lanes = lanes, .first = lane * images, .images = images, .workspace = plan->workspace};
+    planner.place_maps();
+    auto& launches = plan->sequence.lanes.emplace_back();
+    for (size_t i = 0; i < plan->steps.size(); ++i) planner.prepare(i, launches);
+    plan->workspace = planner.workspace;
+  }
   return plan;
 }
 

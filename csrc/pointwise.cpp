@@ -29,12 +29,12 @@ void launch_pointwise(const PointwiseProblem& p, Place place) {
   const int fitting = !p.tail.batch_norm && table().has(folded) ? folded : any;
   const auto grid_of = [&](const Tile& tile) { return blocks(tile, images, pixels, p.in_channels, p.out_channels, place.device); };
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, any, layout_key(p.precision, rows, false)})
-                               : table().choose(fitting, place.device,
+                               : table().choose(fitting, place,
                                                 {p.batch, {{"channels_last", rows}, {"pixels", p.pixels}, {"in_channels", p.in_channels}, {"out_channels", p.out_channels}, {"residual", p.tail.residual != nullptr}}},
                                                 grid_of, area_of);
 
   const int64_t grid = grid_of(tile);
-  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have in_channels " + std::to_string(p.in_channels));
+  if (grid == 0) refuse(p.op, tile, "in_channels " + std::to_string(p.in_channels));
   const auto& [p0, p1, p2, p3] = p.tail.vectors;
   launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.tail.residual, p.out,
          int32_t(pixels), int32_t(p.out_channels), int32_t(p.in_channels), p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));

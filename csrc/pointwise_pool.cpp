@@ -24,12 +24,12 @@ void launch_pointwise_pool(const PointwiseProblem& p, Place place) {
   const int fitting = layout_key(p.precision, rows, is_aligned);
   const auto grid_of = [&](const Tile& tile) { return blocks(p, tile); };
   const Tile& tile = p.variant ? table().named(p.op, p.variant, {fitting, layout_key(p.precision, rows, false)})
-                               : table().choose(fitting, place.device,
+                               : table().choose(fitting, place,
                                                 {p.batch, {{"channels_last", rows}, {"pixels", p.pixels}, {"in_channels", p.in_channels}, {"out_channels", p.out_channels}}},
                                                 grid_of, area_of);
 
   const int64_t grid = grid_of(tile);
-  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + p.op + ": variant " + tile.variant->name + " does not have " + std::to_string(p.pixels) + " pixels");
+  if (grid == 0) refuse(p.op, tile, std::to_string(p.pixels) + " pixels");
   const auto& [p0, p1, p2, p3] = p.tail.vectors;
   launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.out,
          int32_t(p.batch), int32_t(p.pixels), int32_t(p.out_channels), int32_t(p.in_channels), p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));

@@ -128,10 +128,12 @@ int64_t Value::numel() const {
   return n;
 }
 
-std::vector<StepShape> infer(const std::vector<Step>& steps, const Tensor& x, const std::vector<Tensor>& weights) {
+std::vector<StepShape> infer(const std::vector<Step>& steps, const Tensor& x, const std::vector<Tensor>& weights, std::optional<int64_t> images) {
   const Meta like("x", x);
+  std::vector<int64_t> given(x.sizes().begin(), x.sizes().end());
+  if (images) given.at(0) = *images;
   std::vector<StepShape> shapes(steps.size());
-  auto result = [&](const char* name, int64_t number) { return number == 0 ? Meta(name, x) : Meta(name, shapes[number - 1].out.shape(), like); };
+  auto result = [&](const char* name, int64_t number) { return number == 0 ? Meta(name, {given.data(), given.size()}, like) : Meta(name, shapes[number - 1].out.shape(), like); };
   auto weight = [&](const char* name, int64_t index) { return Meta(name, weights[index]); };
   auto optional = [&](const char* name, int64_t index) { return index < 0 ? std::nullopt : std::make_optional(weight(name, index)); };
 

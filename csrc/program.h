@@ -54,8 +54,8 @@ struct StepShape {
   const ConvShape& image() const { return kind == StepKind::mbconv || kind == StepKind::stem_mbconv ? block.project : conv; }
 };
 
-// Checks every step as the single op does, in order, and returns their sizes.
-std::vector<StepShape> infer(const std::vector<Step>& steps, const Tensor& x, const std::vector<Tensor>& weights);
+// Checks every step as the single op does, in order, and returns their sizes: for x, or for so many of its images.
+std::vector<StepShape> infer(const std::vector<Step>& steps, const Tensor& x, const std::vector<Tensor>& weights, std::optional<int64_t> images = std::nullopt);
 
 // The network step by step, each on tensors of its own.
 template <class Backend>

@@ -67,18 +67,18 @@ int64_t blocks(const StemMbconvProblem& p, const Tile& tile) {
 }
 
 // The tile of the kernel that computes both; null where two are better, or there is none.
-const Tile* fused(const StemMbconvProblem& p, int device) {
+const Tile* fused(const StemMbconvProblem& p, Place place) {
   const int strided = fits_a_kernel(p) ? key(p.stem.precision, false) : -1;
   const int fitting = strided >= 0 && is_paired(p.stem) ? key(p.stem.precision, true) : strided;
   if (p.variant) return &table().named(p.block.op, p.variant, {fitting, strided});
   if (fitting < 0) return nullptr;
   const auto by_rule = [&] {
     // Rows walked, two of them before the first result, against warps that run at once, some eight a multiprocessor.
-    return table().find(fitting, 8 * device_info(device).multiprocessors, [&](const Tile& tile) { return blocks(p, tile) * tile.rows; },
+    return table().find(fitting, 8 * device_info(place.device).multiprocessors, [&](const Tile& tile) { return blocks(p, tile) * tile.rows; },
                         [&](const Tile& tile) { return int64_t{2048} * ((*tile.variant)["steps"] + 2) + tile.columns; });
   };
   const ConvProblem& s = p.stem;
-  return table().choose_or_none(fitting, device,
+  return table().choose_or_none(fitting, place,
                                 {s.batch, {{"paired", is_paired(s)}, {"in_channels", s.in_channels}, {"height", s.height}, {"width", s.width}, {"out_channels", p.block.out_channels}}},
                                 [&](const Tile& tile) { return blocks(p, tile); }, by_rule);
 }
@@ -87,7 +87,7 @@ void launch_fused(const StemMbconvProblem& p, const Tile& tile, Place place) {
   const ConvProblem& s = p.stem;
   const MbconvProblem& b = p.block;
   const int64_t grid = blocks(p, tile);
-  if (grid == 0) throw Error(Failure::invalid_argument, std::string("effnet::") + b.op + ": variant " + tile.variant->name + " does not have " + std::to_string(b.out_channels) + " output channels");
+  if (grid == 0) refuse(b.op, tile, std::to_string(b.out_channels) + " output channels");
   const int64_t *xs = s.x_strides, *ws = s.weight_strides;
   // Strides that nothing is multiplied with may be anything, but the kernel was promised even ones.
   const int64_t image = s.batch > 1 ? xs[0] : 0, channel = s.in_channels > 1 ? xs[1] : 0;
@@ -99,13 +99,13 @@ void launch_fused(const StemMbconvProblem& p, const Tile& tile, Place place) {
 
 }  // namespace
 
-int64_t stem_mbconv_workspace(const StemMbconvProblem& p, int device) {
-  if (fused(p, device)) return 0;
-  return map_bytes(p) + mbconv_workspace(block_of(p, nullptr), device);  // null is as aligned as the map
+int64_t stem_mbconv_workspace(const StemMbconvProblem& p, Place place) {
+  if (fused(p, place)) return 0;
+  return map_bytes(p) + mbconv_workspace(block_of(p, nullptr), place);  // null is as aligned as the map
 }
 
 void launch_stem_mbconv(const StemMbconvProblem& p, void* workspace, Place place) {
-  if (const Tile* tile = fused(p, place.device)) return launch_fused(p, *tile, place);
+  if (const Tile* tile = fused(p, place)) return launch_fused(p, *tile, place);
   launch_unfused(p, workspace, place);
 }
 

@@ -633,9 +633,12 @@ def test_blocks_of_early_kernels_are_spread(stub, few_images):
     """By shared memory that leaves a multiprocessor room for its share of them alone. The stub's GPUs have 128."""
     grids = 500, 1, 128, 129, 384, 512, 513, 100_000
     kib = 8, 227, 227, 113, 75, 56, 8, 8  # of 228, of which a block loses one
-    run = stub.run(["sequence", *grids], devices="9.0", **few_images).assert_ok()
+    run = stub.run(["sequence", 1, *grids], devices="9.0", **few_images).assert_ok()
     assert [(r["grid"][0], r["early"], r["shared"] // 1024) for r in run.launches] == [(grid, i > 0, size) for i, (grid, size) in enumerate(zip(grids, kib))]
-    run = stub.run(["sequence", *grids], devices="8.9", **few_images).assert_ok()
+    kib = 8, 113, 113, 56, 37, 27, 8, 8  # another lane's as many beside them
+    run = stub.run(["sequence", 2, *grids], devices="9.0", **few_images).assert_ok()
+    assert [(r["grid"][0], r["early"], r["shared"] // 1024) for r in run.launches] == 2 * [(grid, i > 0, size) for i, (grid, size) in enumerate(zip(grids, kib))]
+    run = stub.run(["sequence", 1, *grids], devices="8.9", **few_images).assert_ok()
     assert [(r["early"], r["shared"]) for r in run.launches] == len(grids) * [(False, 8 * 1024)]
 
 

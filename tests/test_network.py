@@ -313,6 +313,58 @@ def test_repeated_addresses_become_a_graph(stub, torch_cuda, fail):
         assert len([r for r in records if r["call"] == "cuStreamBeginCapture"]) == 1
 
 
+def branches(after):
+    """The launches of a graph, from 1, by branch: each after the one in front of it. `after` are those that each waits for."""
+    found = []
+    for number, before in enumerate(after, 1):
+        if not before:
+            found.append([number])
+        else:
+            (branch,) = (branch for branch in found if branch[-1:] == before)
+            branch.append(number)
+    return found
+
+
+@pytest.mark.xdist_group("stub_cuda")
+@pytest.mark.parametrize("fail", ["", "cuStreamGetCaptureInfo_v2=1", "cuStreamUpdateCaptureDependencies=1"])
+def test_large_batches_run_in_lanes(stub, torch_cuda, fail):
+    """Side by side in a graph, where the driver does it. Half of the batch each; an odd one stays together."""
+    child, log = Path(__file__).with_name("network_lanes_child.py"), stub.new_log()
+    environment = stub.environment(log, multiprocessors="1", fail=fail, PYTHONPATH=stub.python_path()) if fail else stub.executing(log, multiprocessors="1")
+    done = subprocess.run([sys.executable, child, torch_cuda], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for *ours, eager in json.loads(done.stdout):
+        assert fail or (ours[1:] == ours[:-1] and ours[0] <= 1.25 * eager)
+    *large, one, other = [[len(branch) for branch in branches(r["after"])] for r in stub.read(log) if r["call"] == "cuGraphLaunch"]
+    assert one == other and len(one) == 1 and one[0] > 8
+    assert large == 4 * ([[2 * one[0]]] if fail else [2 * one])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind, tf32", [(torch.float16, True), (torch.float32, True), (torch.float32, False)])
+def test_lanes_are_as_right_as_small_batches(kind, tf32, monkeypatch):
+    """One by one, as the graph that the library makes of calls with known addresses, and in the caller's graph."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    weights, program = weights_and_program(kind, "cuda")
+    pixels = 14_000 * torch.cuda.get_device_properties(0).multi_processor_count
+    x = torch.randn(2 * -(-pixels // (2 * 128 * 128)), 3, 128, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    exact = decomposed(x, [w.cpu().double() for w in weights], program)
+    x = x.to("cuda", kind)
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        network = lambda x: torch.ops.effnet.network(x, weights, program)  # noqa: E731
+        small = torch.cat([network(part) for part in x.split(8)])
+        out, again = network(x), [network(x).clone() for _ in range(3)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            replayed = network(x)
+        replayed.fill_(float("nan"))
+        graph.replay()
+    rms = lambda result: (result.cpu().double() - exact).square().mean().sqrt()  # noqa: E731
+    assert rms(out) <= 1.25 * rms(small)
+    assert all(torch.equal(other, out) for other in (*again, replayed))
+
+
 @pytest.mark.xdist_group("stub_cuda")
 def test_graph_that_fails(stub, torch_cuda):
     child = Path(__file__).with_name("network_graph_child.py")

@@ -101,9 +101,9 @@ class Library:
         self._c.tune_effnet_choices.restype = c_char_p
         return self._result(OK, self._c.tune_effnet_choices().decode())
 
-    def sequence(self, *grids):
-        """few_images.cpp's: a network of one kernel, with so many blocks each time."""
-        self._c.stub_sequence((c_int64 * len(grids))(*grids), c_int(len(grids)))
+    def sequence(self, lanes, *grids):
+        """few_images.cpp's: a network of one kernel, with so many blocks each time; in lanes that do all of it each."""
+        self._c.stub_sequence((c_int64 * len(grids))(*grids), c_int(len(grids)), c_int(lanes))
         return self._result(OK)
 
     def launch(self, op, members, device=0, stream=0):

@@ -34,10 +34,12 @@ std::span<const Variant> variants() { return kVariants; }
 std::span<const Tuned> tuned() { return {}; }
 }  // namespace effnet
 
-// A network of that one kernel, with so many blocks each time.
-extern "C" __attribute__((visibility("default"))) void stub_sequence(const int64_t* grids, int count) {
+// A network of that one kernel, with so many blocks each time; in two lanes: each of them does all.
+extern "C" __attribute__((visibility("default"))) void stub_sequence(const int64_t* grids, int count, int lanes) {
   effnet::Sequence sequence;
-  for (int i = 0; i < count; ++i) sequence.launches.push_back({"sequence", &effnet::kVariants[2], grids[i], std::vector<uint64_t>(15), std::vector<uint8_t>(15, 1)});
+  sequence.lanes.resize(lanes);
+  for (auto& lane : sequence.lanes)
+    for (int i = 0; i < count; ++i) lane.push_back({"sequence", &effnet::kVariants[2], grids[i], std::vector<uint64_t>(15), std::vector<uint8_t>(15, 1)});
   const uint64_t null = 0;
   sequence.run({}, {&null, 1});
 }

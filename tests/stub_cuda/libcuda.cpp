@@ -8,6 +8,7 @@
 //   STUB_CUDA_REJECT       "cubin" or "ptx": images that no GPU takes
 //   STUB_CUDA_EXECUTE      "1": launches compute, which images of PTX alone allow (EFFNET_AOT_IMAGE=ptx)
 //   STUB_CUDA_VERSION      what cuDriverGetVersion says (default 12080)
+//   STUB_CUDA_MULTIPROCESSORS    of each GPU (default 128)
 // An older driver, one that lacks a symbol, is made with -D<symbol>=<another name>.
 #include <fcntl.h>
 #include <unistd.h>
@@ -145,13 +146,18 @@ struct Launch {
   ptx::Dim grid, block;
   unsigned shared;
   std::vector<std::string> parameters;  // their bytes
+  std::vector<size_t> after;            // numbers of the launches that it waits for, from 1
 };
 struct Graph { std::vector<Launch> launches; };
 
-std::map<void*, Graph*> capturing;  // by stream
+struct Capture {
+  Graph* graph = new Graph;
+  std::vector<size_t> last = {};  // what the next launch waits for
+};
+std::map<void*, Capture> capturing;  // by stream
 
 Launch recorded(Kernel& kernel, ptx::Dim grid, ptx::Dim block, unsigned shared, void** parameters) {
-  Launch launch{&kernel, grid, block, shared, {}};
+  Launch launch{&kernel, grid, block, shared, {}, {}};
   for (int size : parameter_sizes(kernel.name)) launch.parameters.emplace_back(static_cast<const char*>(*parameters++), size);
   return launch;
 }
@@ -225,7 +231,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
   BEGIN;
   const auto parts = split(devices().at(device), '.');
   switch (attribute) {
-    case 16: *value = 128; return kSuccess;  // multiprocessors
+    case 16: *value = std::stoi(setting("STUB_CUDA_MULTIPROCESSORS", "128")); return kSuccess;
     case 75: *value = std::stoi(parts[0]); return kSuccess;
     case 76: *value = std::stoi(parts[1]); return kSuccess;
     case 81: *value = shared_of(devices().at(device)); return kSuccess;  // of a multiprocessor
@@ -357,7 +363,10 @@ int cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** para
   if (extra || !gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz > 1024) return kInvalidValue;
   if (int(shared) > kernel.shared_limit[function->device]) return kInvalidValue;
   if (std::lock_guard lock(mutex); capturing.contains(stream)) {
-    capturing[stream]->launches.push_back(recorded(kernel, {gx, gy, gz}, {bx, by, bz}, shared, parameters));
+    auto& [graph, last] = capturing[stream];
+    graph->launches.push_back(recorded(kernel, {gx, gy, gz}, {bx, by, bz}, shared, parameters));
+    graph->launches.back().after = last;
+    last = {graph->launches.size()};
     return kSuccess;
   }
   return execute(kernel, {gx, gy, gz}, {bx, by, bz}, shared, parameters);
@@ -386,7 +395,8 @@ int cuStreamBeginCapture_v2(void* stream, int mode) {
   BEGIN;
   record("cuStreamBeginCapture", "\"mode\": " + std::to_string(mode));
   std::lock_guard lock(mutex);
-  if (!stream || !capturing.emplace(stream, new Graph).second) return kInvalidValue;
+  if (!stream || capturing.contains(stream)) return kInvalidValue;
+  capturing[stream];
   return kSuccess;
 }
 
@@ -394,7 +404,28 @@ int cuStreamEndCapture(void* stream, Graph** graph) {
   BEGIN;
   std::lock_guard lock(mutex);
   if (!capturing.contains(stream)) return kInvalidValue;
-  *graph = capturing.extract(stream).mapped();
+  *graph = capturing.extract(stream).mapped().graph;
+  return kSuccess;
+}
+
+// Nodes are their numbers.
+int cuStreamGetCaptureInfo_v2(void* stream, int* status, unsigned long long*, void**, const void* const** nodes, size_t* count) {
+  BEGIN;
+  std::lock_guard lock(mutex);
+  *status = capturing.contains(stream);
+  if (*status == 0) return kSuccess;
+  *nodes = reinterpret_cast<const void* const*>(capturing[stream].last.data());
+  *count = capturing[stream].last.size();
+  return kSuccess;
+}
+
+int cuStreamUpdateCaptureDependencies(void* stream, void** nodes, size_t count, unsigned flags) {
+  BEGIN;
+  std::lock_guard lock(mutex);
+  constexpr unsigned kSet = 1;
+  if (!capturing.contains(stream) || flags != kSet) return kInvalidValue;
+  const size_t* numbers = reinterpret_cast<const size_t*>(nodes);
+  capturing[stream].last.assign(numbers, numbers + count);
   return kSuccess;
 }
 
@@ -406,7 +437,13 @@ int cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long 
 
 int cuGraphLaunch(Graph* executable, void* stream) {
   BEGIN;
-  record("cuGraphLaunch", "\"kernels\": " + std::to_string(executable->launches.size()) + ", \"stream\": " + address(stream));
+  std::string after;
+  for (const Launch& launch : executable->launches) {
+    after += after.empty() ? "[" : ", [";
+    for (size_t number : launch.after) after += (number == launch.after[0] ? "" : ", ") + std::to_string(number);
+    after += "]";
+  }
+  record("cuGraphLaunch", "\"kernels\": " + std::to_string(executable->launches.size()) + ", \"stream\": " + address(stream) + ", \"after\": [" + after + "]");
   for (const Launch& launch : executable->launches)
     if (int result = execute(launch)) return result;
   return kSuccess;
