@@ -239,10 +239,12 @@ def test_projection(capsys):
     assert network["ratios"] == pytest.approx({"bound_us": 2, "expected_us": 2, "measuring_us": 2}) and network["projection"] is True
     console = Console(width=160)
     for printed in (*report.projection({**network, "dtype": "float16", "batch": 10, "size": 240})[:1],
-                    report.counters({"dtype": "float16", "batch": 10, "size": 240}, {"baseline": [kernel], "ours": [kernel]})):  # fmt: skip
+                    report.counters({"dtype": "float16", "batch": 10, "size": 240}, {"baseline": [kernel], "ours": [kernel]}),
+                    report.network_counters({"dtype": "float16", "batch": 10, "size": 240}, [kernel, {"kernel": "lean", "ns": 1000}])):  # fmt: skip
         console.print(printed)
     text = capsys.readouterr().out
-    assert "PROJECTION onto NVIDIA GeForce RTX 4090, not measured there" in text and "unfused / ours" in text and "16.6" in text
+    assert "PROJECTION onto NVIDIA GeForce RTX 4090, not measured there" in text and "unfused / ours" in text and text.count("16.6") == 3
+    assert "kernel by kernel: float16, batch 10" in text and "lean" in text
 
 
 def test_without_ncu_the_rest_goes_on(tmp_path):
@@ -251,7 +253,8 @@ def test_without_ncu_the_rest_goes_on(tmp_path):
     if counters.find_ncu():
         pytest.skip("ncu is installed")
     assert "counters, float32, batch 10, 32 x 32: ncu (Nsight Compute) is not installed" in text
-    assert results["projection"] == [{"dtype": "float32", "batch": 1, "size": 32, "error": "ncu (Nsight Compute) is not installed"}]
+    missing = [{"dtype": "float32", "batch": 1, "size": 32, "error": "ncu (Nsight Compute) is not installed"}]
+    assert results["projection"] == results["network_counters"] == missing
 
 
 def test_compiled_peers_have_processes_of_their_own(small):

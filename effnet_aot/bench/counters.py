@@ -30,6 +30,7 @@ METRICS = {
     "issue_pct": "smsp__inst_executed.avg.pct_of_peak_sustained_elapsed|smsp__issue_active.avg.pct_of_peak_sustained_elapsed",
     "tensor_pct": "sm__inst_executed_pipe_tensor_op_hmma.avg.pct_of_peak_sustained_elapsed|sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_elapsed",
     "dram_pct": "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed|dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "l1_pct": "l1tex__throughput.avg.pct_of_peak_sustained_active",
     "l2_pct": "lts__throughput.avg.pct_of_peak_sustained_elapsed",
     "warps_active_pct": "sm__warps_active.avg.pct_of_peak_sustained_active",
     "cycles_per_s": "sm__cycles_elapsed.avg.per_second|smsp__cycles_elapsed.avg.per_second",

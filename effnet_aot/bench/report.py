@@ -105,6 +105,18 @@ def counters(point, rows):
     return table
 
 
+def network_counters(point, kernels):
+    """What bounds a kernel: instructions that issue, tensor cores, L1, L2 or DRAM. Where none of them is busy, it waits."""
+    table = lines_of(" kernel", "grid", "us", "issue %", "tensor %", "L1 %", "L2 %", "DRAM %", "warps active %", "registers",
+                     title=f"counters of the network, cold cache, kernel by kernel: {heading(point)}")  # fmt: skip
+    for kernel in kernels:
+        shares = (kernel.get(key) for key in ("issue_pct", "tensor_pct", "l1_pct", "l2_pct", "dram_pct", "warps_active_pct"))
+        table.add_row(
+            kernel["kernel"], str(kernel.get("grid", DASH)), f"{kernel['ns'] / 1e3:.2f}", *(DASH if share is None else f"{share:.1f}" for share in shares), str(kernel.get("registers", DASH))
+        )
+    return table
+
+
 def projection(result):
     """Ours kernel by kernel, the sums of both networks and what they are."""
     table = lines_of(" kernel", "grid", "us here, PTX", "lower bound, us", "expected, us", " limit", title=f"PROJECTION onto {result['onto']}, not measured there: {heading(result)}")

@@ -33,7 +33,7 @@ def add_arguments(parser):
     parser.add_argument("--no-tf32", action="store_true", help="float32 in true float32, not on the tensor cores")
     parser.add_argument("--cold-start", action="store_true", help="also fresh processes, up to their first result")
     parser.add_argument("--scaling", action="store_true", help="also batches from 1 to 512 and images from 128 to 512; peers: those of --peers, or two quick ones")
-    parser.add_argument("--counters", action="store_true", help="also the GPU's counters of the kernels that the project began with, and of ours in their place; needs ncu")
+    parser.add_argument("--counters", action="store_true", help="also the GPU's counters: of the kernels that the project began with and of ours in their place, and of the network kernel by kernel; needs ncu")
     parser.add_argument("--project", choices=projection.GPUS, metavar="ARCH", help="also project the time of ours onto another GPU, from counters of its PTX: 8.9 is an RTX 4090; needs ncu")
     parser.add_argument("--image", choices=["auto", "cubin", "ptx"], help="which images of ours serve (default: $EFFNET_AOT_IMAGE or auto)")
     parser.add_argument("--skip-comparison", action="store_true", help="only what --cold-start, --scaling, --counters and --project add")
@@ -84,7 +84,7 @@ class Bench:
                 "tf32": not arguments.no_tf32, "scaling_batch": BATCH, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             },
             "comparison": [], "ratios": [], "machine": {}, "kernels": [], "profile": [], "cold_start": [], "scaling": [], "scaling_summary": [],
-            "counters": {}, "projection": [],
+            "counters": {}, "network_counters": [], "projection": [],
         }  # fmt: skip
 
     def run(self):
@@ -201,12 +201,13 @@ class Bench:
         return collect(what, *point, int(not self.arguments.no_tf32), image=image, keep=keep)
 
     def counters(self):
-        """The two kernels that the project began with, and ours in their place, at batch 10 as they were first looked at."""
+        """The two kernels that the project began with, and ours in their place, at batch 10 as they were first looked at. Then
+        the whole network."""
         from ..bench import report
         from ..bench.workload import Point
 
         points = [Point(dtype, 10, self.arguments.size) for dtype in self.arguments.dtype]
-        self.more(2 * len(points))
+        self.more(2 * len(points) + len(self.points))
         for point in points:
             try:
                 rows = {what: self.collect(what, point) for what in ("baseline", "ours")}
@@ -217,6 +218,16 @@ class Bench:
             self.results["counters"][point.dtype] = {**point._asdict(), **rows}
             self.save()
             self.print(report.counters(point._asdict(), rows))
+        for point in self.points:
+            try:
+                rows = self.collect("network", point)
+            except RuntimeError as error:
+                self.results["network_counters"].append({**point._asdict(), "error": str(error)})
+                self.console.print(f"counters of the network, {point}: {error}", markup=False)
+                continue
+            self.results["network_counters"].append({**point._asdict(), "kernels": rows})
+            self.save()
+            self.print(report.network_counters(point._asdict(), rows))
 
     def project(self):
         from ..bench import report

@@ -12,15 +12,18 @@ from effnet_aot.aot.tables import NONE, read_table
 from effnet_aot.tune import calls
 from effnet_aot.tune.library import Library
 
+# A dtype, whether TF32 is allowed, and the precisions of the lines that may then be taken: kernels without products have no TF32.
+DTYPES = (("float16", True, {"fp16"}), ("bfloat16", True, {"bf16"}), ("float32", True, {"tf32", "fp32"}), ("float32", False, {"fp32"}))
+
 
 def main(table, recorded, out):
     lines = {line.key: line for line in read_table(table).lines if line.variant != line.default}
     library, written = Library(), []
     every = dict.fromkeys(call for found in calls.load(recorded).values() for call in found)
     for call in every:
-        for dtype, tf32 in (("float16", True), ("bfloat16", True), ("float32", True), ("float32", False)):
+        for dtype, tf32, precisions in DTYPES:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-            for batch in sorted({line.batch for line in lines.values() if line.op == call.op}):
+            for batch in sorted({line.batch for line in lines.values() if line.op == call.op and line.precision in precisions}):
                 arguments = call.make(batch, getattr(torch, dtype), "cuda")
                 with library.taking():
                     call.run(arguments)
