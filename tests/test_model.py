@@ -457,6 +457,7 @@ def test_folding_happens_once(monkeypatch):
     assert len(folds) == 2 * layers  # with gradients nothing is folded
 
 
+@pytest.mark.undisturbed  # compute-sanitizer keeps the Python frames of launches, for its backtraces, and so what they refer to
 def test_the_library_holds_the_folded_weights(device):
     """For as long as they are true; who looks at the ops sees one that names them."""
     model, x = pair(device)[0], images(device=device)
@@ -470,27 +471,22 @@ def test_the_library_holds_the_folded_weights(device):
     with torch.inference_mode():
         with Ops():
             out = model(x)
-        assert [name for name in seen if "network" in name] == ["effnet::network"]
-        assert torch.equal(model(x), out)
-        number = model._cache._entry[2]._number
-        assert torch.equal(torch.ops.effnet._held_network(x, number), out)
-        seen.clear()
+            assert [name for name in seen if "network" in name] == ["effnet::network"]
+            seen.clear()
+        assert torch.equal(model(x), out) and model._cache._entry[2]._number is not None
+        folded = weakref.ref(model._cache._entry[2])
+        number = folded()._number
         with Ops():
             again = model(x)
         assert seen == ["effnet::network"] and torch.equal(again, out)
-    # PyTorch may keep the frames of a call that a mode has seen, and all that they refer to: what is let go was called without one.
-    for step in (1, 2):
-        with torch.no_grad():
-            model.fc_bias += 1
-            changed = model(x)
-            torch.testing.assert_close(changed, out + step)
-            assert torch.equal(model(x), changed)
-        if step == 1:
-            folded = weakref.ref(model._cache._entry[2])
-            number = folded()._number
-            assert number is not None
+        assert torch.equal(torch.ops.effnet._held_network(x, number), out)
+    with torch.no_grad():
+        model.fc_bias += 1
+        changed = model(x)
+    torch.testing.assert_close(changed, out + 1)
+    assert model._cache._entry[2] is not folded()
     gc.collect()
-    assert folded() is None, gc.get_referrers(folded())
+    assert folded() is None
     with pytest.raises(RuntimeError, match="_release_network"):
         torch.ops.effnet._held_network(x, number)
 
