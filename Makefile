@@ -29,7 +29,7 @@ KERNELS ?= build/gpu-kernels
 # An environment with nothing but this triton.
 TRITON_VENV = $(VENV)-$(subst ==,-,$(TRITON))
 
-NATIVE = setup.py build_backend.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/include/effnet_aot/*.h csrc/cmake/* triton_src/*.py effnet_aot/aot/*.py)
+NATIVE = setup.py build_backend.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/linker.map csrc/include/effnet_aot/*.h csrc/cmake/* triton_src/*.py effnet_aot/aot/*.py)
 
 .PHONY: run test gpu-build gpu-test gpu-stress gpu-sanitize gpu-report gpu-kernels wheel matrix clean FORCE
 

@@ -92,8 +92,9 @@ class BuildNative(build_ext):
 
         common = "-std=c++20 -O2 -fPIC -Wall -fvisibility=hidden -fvisibility-inlines-hidden -Icsrc -Icsrc/include"
         for_library = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *map(headers, [torch / "include", *kernels.include_dirs])]
-        # -MMD does not watch other packages' headers; torch's version, in the command line, stands for them.
-        for_library += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(version('torch')))}"]
+        # -MMD does not watch other packages' headers; torch's version, in the command line, stands for them. Without "+cpu" or
+        # "+cu130": a library is the same whichever of them it was built beside.
+        for_library += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(version('torch').partition('+')[0]))}"]
         # Not torch's headers: some versions carry a pybind11 of their own.
         for_module = [headers(pybind11_headers), headers(python_headers)]
 
@@ -121,7 +122,7 @@ class BuildNative(build_ext):
                 (library, objects.values(), [f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"]),
                 (c_library, without_torch, []),
             ):
-                link(name, [*parts, registry], [f"-Wl,-soname,{name.name} -Wl,-z,defs -Wl,--as-needed", *torch_cpu, "-ldl -pthread"])
+                link(name, [*parts, registry], [f"-Wl,-soname,{name.name} -Wl,-z,defs -Wl,--as-needed -Wl,-s -Wl,--version-script=csrc/linker.map", *torch_cpu, "-ldl -pthread"], "csrc/linker.map")
             link(module, [compile("csrc/bindings.cpp", for_module)], [f"-L{temp} -l:{library.name} -Wl,-rpath,'$$ORIGIN/lib'"], str(library))
 
         jobs = os.environ.get("MAX_JOBS")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -255,6 +256,16 @@ def test_without_ncu_the_rest_goes_on(tmp_path):
     assert "counters, float32, batch 10, 32 x 32: ncu (Nsight Compute) is not installed" in text
     missing = [{"dtype": "float32", "batch": 1, "size": 32, "error": "ncu (Nsight Compute) is not installed"}]
     assert results["projection"] == results["network_counters"] == missing
+
+
+def test_wrong_logits_are_not_compared_with():
+    point = {"dtype": "float16", "batch": 1, "size": 240}
+    ours = {**point, "way": "ours", "title": "ours", "role": "ours", "us": 10.0, "rms_error": 2e-3, "max_error": 1e-2}
+    peers = [{**ours, "way": way, "title": way, "role": "peer", "us": us, "rms_error": error} for way, us, error in (("a", 30.0, 9e-3), ("b", 20.0, 0.97), ("c", 5.0, math.nan))]
+    (ratio,) = comparison.ratios([ours, *peers])
+    assert (ratio["peer"], ratio["ratio"]) == ("a", 3)
+    _, lines = report.comparison([ours, *peers])
+    assert [line.split(":")[0] for line in lines] == ["b", "c"]
 
 
 def test_compiled_peers_have_processes_of_their_own(small):

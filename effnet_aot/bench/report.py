@@ -2,6 +2,8 @@
 
 from rich.table import Column, Table
 
+from .comparison import is_wrong
+
 DASH = "-"
 
 
@@ -44,6 +46,7 @@ def comparison(rows):
         )  # fmt: skip
     lines = [f"{row['title']}: {why_not(row)}" for row in rows if "us" not in row]
     lines += [f"{row['title']}: {row['note']}" for row in rows if "note" in row]
+    lines += [f"{row['title']}: WRONG, these are not the network's logits; not compared with" for row in rows if "us" in row and is_wrong(row)]
     return table, lines
 
 

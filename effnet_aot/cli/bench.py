@@ -114,10 +114,13 @@ class Bench:
 
             for path in draw(self.results, self.arguments.plot):
                 self.console.print(f"drawn: {path}", markup=False)
+        from ..bench.comparison import is_wrong
+
         failed = [row for part in ("comparison", "cold_start", "scaling") for row in self.results[part] if row["role"] == "ours" and "error" in row]
         for row in failed:
             self.console.print(row["error"], markup=False)
-        return 1 if failed else 0
+        wrong = [row for part in ("comparison", "scaling") for row in self.results[part] if row["role"] == "ours" and "us" in row and is_wrong(row)]
+        return 1 if failed or wrong else 0
 
     def comparison(self):
         from ..bench import comparison, report
