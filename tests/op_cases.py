@@ -515,13 +515,14 @@ def check_accuracy(case: Case, device: str, dtype: torch.dtype, layout: str) -> 
 
 
 def check_special_values(case: Case, device: str, dtype: torch.dtype, layout: str) -> None:
-    """NaN, inf and -inf in x come out where they do in PyTorch."""
+    """NaN, inf and -inf in x come out where they do in PyTorch: in this dtype or, as eager's own ways differ there (torch 2.10's
+    bfloat16 convolutions on some CPUs, with padding or a padded image), in float64."""
     for special in (float("nan"), float("inf"), float("-inf")):
         args = case.arguments(dtype, device)
         x = args["x"].flatten()
         x[:: max(1, x.numel() // 3)] = special
         args["x"] = lay_out(x.view(case.x), layout)
-        out, eager = case.call(args), case.reference(args)
+        out, eager, exact = case.call(args), case.reference(args), case.reference(args, torch.float64)
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):
-            assert torch.equal(kind(out), kind(eager))
+            assert torch.equal(kind(out), kind(eager)) or torch.equal(kind(out), kind(exact))
         assert not special != special or out.isnan().any()
