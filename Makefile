@@ -8,7 +8,8 @@
 #   make gpu-report PYTHON=python3      STEPS="test run bench" of these and the benchmarks, with limits of time: tools/gpu_report.py
 #   make gpu-kernels TRITON=triton==3.6.0    build/gpu-kernels: what a GPU machine with that triton would compile, from one without
 #   make wheel                      dist/*.whl with the kernels of every architecture, to install anywhere
-#   make matrix                     that wheel's tests under the oldest, the pinned and the newest torch (downloads both)
+#   make matrix                     that wheel's tests under the oldest, the pinned and the newest torch (downloads both); with MATRIX="...
+#                                   python3.12:torch==2.11.0" also under another Python, after `make wheel PYTHON=python3.12 VENV=.venv-3.12`
 #   make clean                      removes what was built; the environments stay
 
 PYTHON ?= python3
