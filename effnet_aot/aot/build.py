@@ -70,10 +70,9 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     def reports(variant):
         return {target: json.loads(cached(variant, target).with_suffix(".json").read_text()) for target in targets_of(variant)}
 
-    count = compiled(defaults)
     if candidates is not None:
         tried = [v for v in select(known, *candidates) if cached(v, targets[0]) not in {cached(d, targets[0]) for d in defaults}]
-        count += compiled([v for v in tried if is_conservative(v)])
+        count = compiled([*defaults, *(v for v in tried if is_conservative(v))])
         registers = {tile(v): scarcest(reports(v)) for v in [*tried, *defaults] if (v.num_warps, v.num_stages) == (v.base_warps, 2)}
         admitted = [v for v in tried if admits(v, registers.get(tile(v)))]
         count += compiled(admitted)
@@ -85,7 +84,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     else:
         named, tuned = tabled(read_tables(source_dir / "tuned"), {t.capability for t in targets}, defaults, known)
         added = [v for v in known if str(v) in named]
-        count += compiled(added)
+        count = compiled([*defaults, *added])
 
     variants = sorted([*defaults, *added], key=lambda v: v.op)
     images = []
