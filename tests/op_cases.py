@@ -515,8 +515,8 @@ def check_accuracy(case: Case, device: str, dtype: torch.dtype, layout: str) -> 
 
 
 def check_special_values(case: Case, device: str, dtype: torch.dtype, layout: str) -> None:
-    """NaN, inf and -inf in x come out where they do in PyTorch: in this dtype or, as eager's own ways differ there (torch 2.10's
-    bfloat16 convolutions on some CPUs, with padding or a padded image), in float64."""
+    """NaN, inf and -inf in x come out where they do in PyTorch: in this dtype or, in bfloat16 on a CPU, in float64. There eager's own
+    ways differ: torch 2.10's convolutions on some CPUs, with padding or of a padded image."""
     for special in (float("nan"), float("inf"), float("-inf")):
         args = case.arguments(dtype, device)
         x = args["x"].flatten()
@@ -524,5 +524,6 @@ def check_special_values(case: Case, device: str, dtype: torch.dtype, layout: st
         args["x"] = lay_out(x.view(case.x), layout)
         out, eager, exact = case.call(args), case.reference(args), case.reference(args, torch.float64)
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):
-            assert torch.equal(kind(out), kind(eager)) or torch.equal(kind(out), kind(exact))
+            allowed = [eager, exact] if device == "cpu" and dtype == torch.bfloat16 else [eager]
+            assert any(torch.equal(kind(out), kind(expected)) for expected in allowed)
         assert not special != special or out.isnan().any()

@@ -457,7 +457,7 @@ def test_folding_happens_once(monkeypatch):
     assert len(folds) == 2 * layers  # with gradients nothing is folded
 
 
-@pytest.mark.undisturbed  # compute-sanitizer keeps the Python frames of launches, for its backtraces, and so what they refer to
+@pytest.mark.undisturbed  # under compute-sanitizer the Python frames of calls stay alive, and with them what they refer to; why is not known
 def test_the_library_holds_the_folded_weights(device):
     """For as long as they are true; who looks at the ops sees one that names them."""
     model, x = pair(device)[0], images(device=device)
