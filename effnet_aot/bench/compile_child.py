@@ -6,22 +6,15 @@ import sys
 
 import torch
 
-from ..model import reference_network
 from .comparison import attempt, measure
 from .timing import Timer
 from .ways import WAYS
-from .workload import Point, Workload, Workloads
+from .workload import Point, load_workload
 
 
 def main(state, dtype, batch, size, device, tf32, quick):
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = bool(int(tf32))
-    point = Point(dtype, int(batch), int(size))
-    tensors = torch.load(state, map_location=device, weights_only=True)
-    with torch.device("meta"):
-        network = reference_network(tensors["fc.bias"].numel())
-    network.load_state_dict(tensors, assign=True)
-    images = Workloads(device).images(point.batch, point.size)
-    workload = Workload(point, network.eval().requires_grad_(False), images.to(getattr(torch, dtype)))
+    workload = load_workload(state, Point(dtype, int(batch), int(size)), device)
     timer, way, answers = Timer(device, bool(int(quick))), WAYS["compile"], sys.stdout
     sys.stdout = sys.stderr  # the compiler may print
     with attempt() as built:

@@ -116,7 +116,7 @@ WAYS = {
         Way("folded", "torch, BN folded, NCHW", functools.partial(folded, FIRST), graph=True),
         Way("folded-channels-last", "torch, BN folded, channels_last", functools.partial(folded, LAST), channels_last=True, graph=True),
         Way("compile", "torch.compile, freezing", compiled, channels_last=True, graph=True, slow=True),
-        Way("aoti", "AOTInductor, freezing", channels_last=True, graph=True, slow=True),
+        Way("aoti", "AOTInductor, BN folded", channels_last=True, graph=True, slow=True),
         Way("jax", "JAX/XLA jit", slow=True, missing=not_installed("jax")),
         Way("baseline", "two JIT kernels + torch", baseline, channels_last=True, graph=True, missing=jit_file("benchmarks/baseline.py")),
         Way("single-file", "single Triton file", single_file, "example", graph=True, missing=jit_file("examples/modelnew_single_file.py")),

@@ -75,6 +75,16 @@ class Workload:
         return error.square().mean().sqrt().item(), error.abs().max().item()
 
 
+def load_workload(state, point, device):
+    """The workload of a point in another process, to which `state`, a file, brings the network's state_dict()."""
+    tensors = torch.load(state, map_location=device, weights_only=True)
+    with torch.device("meta"):
+        network = reference_network(tensors["fc.bias"].numel())
+    network.load_state_dict(tensors, assign=True)
+    images = Workloads(device).images(point.batch, point.size)
+    return Workload(point, network.eval().requires_grad_(False), images.to(getattr(torch, point.dtype)))
+
+
 def layers(network):
     """The (convolution, batch norm, activation) triples of the plain network, in order."""
     found = [[network.conv1, network.bn1, "relu"]]
