@@ -58,10 +58,10 @@ gpu-stress: gpu-build
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --require-gpu --stress-calls 5000 --fuzz-cases 10000 --durations 10 --report $(RESULTS)/gpu-stress.json \
 	  tests/test_concurrency_gpu.py tests/test_fuzz.py $(SPREAD) $(PYTEST_ARGS)
 
-# Every tool runs every variant of every kernel, and memcheck the whole suite besides.
+# Every tool runs every variant of every kernel, as a cubin and as PTX, and memcheck the whole suite besides.
 gpu-sanitize: gpu-build
 	status=0; for tool in $(TOOLS); do \
-	  $(PYTHON) tools/gpu_sanitize.py $$tool --tests tests/test_variants_gpu.py --results $(RESULTS) --pytest-args $(PYTEST_ARGS) || status=1; \
+	  $(PYTHON) tools/gpu_sanitize.py $$tool --images $(IMAGES) --tests tests/test_variants_gpu.py --results $(RESULTS) --pytest-args $(PYTEST_ARGS) || status=1; \
 	  [ $$tool != memcheck ] || $(PYTHON) tools/gpu_sanitize.py $$tool --cached --tests tests --results $(RESULTS) --pytest-args $(PYTEST_ARGS) || status=1; \
 	done; exit $$status
 

@@ -45,6 +45,14 @@ def test_clean(tmp_path, options):
     assert f"caching of memory: {'on' if options else 'off'}" in text
 
 
+@pytest.mark.parametrize("bad", ["none", "ptx"])
+def test_every_kind_of_image(tmp_path, bad):
+    done, text = sanitize(tmp_path, f"import os; {CLEAN}; sys.exit(os.environ['EFFNET_AOT_IMAGE'] == '{bad}')", "--images", "cubin", "ptx")
+    assert done.returncode == (bad == "ptx"), done.stdout + done.stderr
+    for image, part in zip(("cubin", "ptx"), text.split("\n\n"), strict=True):
+        assert f"EFFNET_AOT_IMAGE={image}\n" in part and part.count("ERROR SUMMARY: 0 errors") == 2
+
+
 @pytest.mark.parametrize("does", [
     f"{CLEAN}; sys.exit(share == '--share=1/2')",  # a test failed, or the sanitizer found something
     "print('3 passed in 0.10s')",  # it wrote nothing

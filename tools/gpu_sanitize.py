@@ -1,12 +1,12 @@
 """GPU tests under compute-sanitizer, in processes side by side, each with a share of the tests:
 
     python tools/gpu_sanitize.py memcheck --cached --results results
-    python tools/gpu_sanitize.py memcheck racecheck initcheck synccheck --tests tests/test_variants_gpu.py
+    python tools/gpu_sanitize.py memcheck racecheck initcheck synccheck --tests tests/test_variants_gpu.py --images cubin ptx
 
 Only our kernels are looked at, and with torch's caching off what lies beyond a tensor belongs to nobody. CUDA graphs need the caching:
 --cached leaves it on. Failing calls of the driver are torch's probing, or reported by the tests. Left out are tests marked
 "undisturbed", which ask when things run and what memory is free. Processes that the tests start are not looked into. Writes
-RESULTS/sanitizer-TOOL.txt, or sanitizer-TOOL-cached.txt.
+RESULTS/sanitizer-TOOL.txt, or sanitizer-TOOL-cached.txt, with a part for every kind of image.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def options(sanitizer, tool):
 class Share:
     """One process: the tests number k, k + n, k + 2n, ... of those selected."""
 
-    def __init__(self, command, pytest_arguments, k, n, logs, name, caching):
+    def __init__(self, command, pytest_arguments, k, n, logs, name, environment):
         self.log, self.output = logs / f"sanitizer-{name}-{k}.log", logs / f"sanitizer-{name}-{k}.out"
         self.log.unlink(missing_ok=True)
         pytest = [sys.executable, "-m", "pytest", "-m", "gpu and not undisturbed", "--require-gpu", "-p", "no:cacheprovider", f"--share={k}/{n}", *pytest_arguments]
         with open(self.output, "w") as output:
-            self.process = subprocess.Popen([*command, "--log-file", self.log, *pytest], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **caching})
+            self.process = subprocess.Popen([*command, "--log-file", self.log, *pytest], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
     def summaries(self):
         return [line for line in self.text(self.log).splitlines() if "SUMMARY" in line]
@@ -52,12 +52,22 @@ class Share:
 
 
 def sanitize(arguments, tool):
-    """Whether all went well: every process ended well, passed a test and has the tool's summary."""
-    begin, n = time.monotonic(), arguments.jobs
+    """Whether all went well with every kind of image."""
     name = f"{tool}-cached" if arguments.cached else tool
+    parts, good = zip(*(sanitize_image(arguments, tool, name, image) for image in arguments.images), strict=True)
+    text = "\n".join(parts)
+    (arguments.results / f"sanitizer-{name}.txt").write_text(text)
+    print(text, end="")
+    return all(good)
+
+
+def sanitize_image(arguments, tool, name, image):
+    """(what is to be said, whether all went well: every process ended well, passed a test and has the tool's summary)"""
+    begin, n = time.monotonic(), arguments.jobs
     caching = {} if arguments.cached else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "EFFNET_AOT_IMAGE": image, **caching}
     command = [arguments.sanitizer, *options(arguments.sanitizer, tool)]
-    shares = [Share(command, [*map(str, arguments.tests), *arguments.pytest_args], k, n, arguments.logs, name, caching) for k in range(n)]
+    shares = [Share(command, [*map(str, arguments.tests), *arguments.pytest_args], k, n, arguments.logs, f"{name}-{image}", environment) for k in range(n)]
     for share in shares:
         share.process.wait()
     bad = [share for share in shares if share.process.returncode or not share.summaries() or " passed" not in share.counted()]
@@ -65,18 +75,15 @@ def sanitize(arguments, tool):
         print(f"{share.output}:", *share.text(share.output).splitlines()[-40:], f"{share.log}:", *share.text(share.log).splitlines()[:60], sep="\n")
     commit = os.environ.get("GIT_COMMIT") or subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     version = subprocess.run([arguments.sanitizer, "--version"], capture_output=True, text=True).stdout
-    machine = subprocess.run([sys.executable, "-m", "effnet_aot", "info"], cwd=ROOT, capture_output=True, text=True).stdout
+    machine = subprocess.run([sys.executable, "-m", "effnet_aot", "info"], cwd=ROOT, capture_output=True, text=True, env=environment).stdout
     lines = [
         f"commit {commit}; {n} processes side by side, {time.monotonic() - begin:.0f} s",
-        *re.findall(r"^Version.*", version, re.MULTILINE), " ".join(["compute-sanitizer", *command[1:]]), "tests: " + " ".join(path.name for path in arguments.tests), f"torch's caching of memory: {'on' if arguments.cached else 'off'}",
+        *re.findall(r"^Version.*", version, re.MULTILINE), " ".join(["compute-sanitizer", *command[1:]]), "tests: " + " ".join(path.name for path in arguments.tests), f"torch's caching of memory: {'on' if arguments.cached else 'off'}; EFFNET_AOT_IMAGE={image}",
         *re.findall(r"^(?:torch|driver|GPU).*", machine, re.MULTILINE),
     ]  # fmt: skip
     for share in shares:
         lines += [*share.summaries(), share.counted()]
-    text = "\n".join(line.rstrip() for line in lines) + "\n"
-    (arguments.results / f"sanitizer-{name}.txt").write_text(text)
-    print(text, end="")
-    return not bad
+    return "\n".join(line.rstrip() for line in lines) + "\n", not bad
 
 
 def main():
@@ -84,6 +91,7 @@ def main():
     parser.add_argument("tools", nargs="+", choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS))
     parser.add_argument("--tests", nargs="+", type=Path, default=[ROOT / "tests"], metavar="FILE", help="default: all GPU tests")
     parser.add_argument("--jobs", type=int, default=max(1, min(30, len(os.sched_getaffinity(0)) - 1)), help="processes side by side (default: %(default)s)")
+    parser.add_argument("--images", nargs="+", choices=("auto", "cubin", "ptx"), default=["auto"], metavar="IMAGE", help="kinds of images, one after the other (default: what serves the GPU)")
     parser.add_argument("--cached", action="store_true", help="let torch keep memory for the next tensors, as graphs need it")
     parser.add_argument("--sanitizer", default="compute-sanitizer", metavar="PROGRAM")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="FOLDER")

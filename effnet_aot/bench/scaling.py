@@ -1,6 +1,6 @@
 """The cost of more images, and of larger ones: time and extra memory of ours and of peers that need no compiling."""
 
-from .comparison import Comparison
+from .comparison import Comparison, is_wrong
 from .workload import Point
 
 BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -30,7 +30,7 @@ def summary(rows):
     found = []
     for point in dict.fromkeys((row["dtype"], row["batch"], row["size"]) for row in rows):
         here = {row["way"]: row for row in rows if (row["dtype"], row["batch"], row["size"]) == point and "us" in row}
-        peers = [row for row in here.values() if row["role"] == "peer"]
+        peers = [row for row in here.values() if row["role"] == "peer" and not is_wrong(row)]
         ours = [row for row in here.values() if row["role"] == "ours"]
         if not ours or not peers:
             continue
