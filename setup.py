@@ -74,7 +74,17 @@ class BuildNative(build_ext):
         from ninja import BIN_DIR
         from ninja.ninja_syntax import Writer
 
-        torch, temp = folder_of("torch"), Path(self.build_temp)
+        temp = Path(self.build_temp)
+
+        def linked(name, folder):
+            """Build isolation unpacks packages into new folders every time; behind a link the command lines stay the same."""
+            link = temp / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder)
+            return link
+
+        torch, pybind11_headers = folder_of("torch"), linked(f"pybind11-{pybind11.__version__}", pybind11.get_include())
+        cuda_headers = linked(f"cuda-of-triton-{version('triton')}", kernels.cuda_headers)
         library, c_library = temp / "libeffnet_aot.so", temp / "libeffnet_aot_c.so"
         module = temp / Path(self.get_ext_filename("effnet_aot._C")).name
         python_headers = sysconfig.get_path("include")
@@ -85,13 +95,8 @@ class BuildNative(build_ext):
             # Mapped, so that the __FILE__ of an error message names no folder of the machine that built the package.
             return f"-isystem {shlex.quote(str(folder))} -ffile-prefix-map={shlex.quote(str(folder))}=include"
 
-        # Build isolation unpacks pybind11 into a new folder every time; behind a link the command line stays the same.
-        pybind11_headers = temp / f"pybind11-{pybind11.__version__}"
-        pybind11_headers.unlink(missing_ok=True)
-        pybind11_headers.symlink_to(pybind11.get_include())
-
         common = "-std=c++20 -O2 -fPIC -Wall -fvisibility=hidden -fvisibility-inlines-hidden -Icsrc -Icsrc/include"
-        for_library = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *map(headers, [torch / "include", *kernels.include_dirs])]
+        for_library = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", headers(torch / "include"), headers(cuda_headers)]
         # -MMD does not watch other packages' headers; torch's version, in the command line, stands for them. Without "+cpu" or
         # "+cu130": a library is the same whichever of them it was built beside.
         for_library += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(version('torch').partition('+')[0]))}"]

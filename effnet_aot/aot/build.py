@@ -29,7 +29,7 @@ class BuildResult:
     registry_cpp: Path
     blob: Path
     manifest: Path
-    include_dirs: list
+    cuda_headers: Path
     entries: frozenset
     compiled: int
 
@@ -93,7 +93,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
             images.append(Image(variant, target, cached(variant, target).with_suffix("." + target.kind).read_bytes(), **report))
     registry_cpp, blob, manifest = write_registry(out_dir, variants, images, versions, {str(v) for v in defaults}, tuned)
     entries = frozenset(cached(variant, target) for variant in variants for target in targets_of(variant))
-    return BuildResult(registry_cpp, blob, manifest, include_dirs(), entries, count)
+    return BuildResult(registry_cpp, blob, manifest, cuda_headers(), entries, count)
 
 
 def select(known, ops=None, precisions=None):
@@ -158,8 +158,8 @@ def progress(total, quiet):
         yield lambda: bar.advance(task)
 
 
-def include_dirs():
+def cuda_headers():
     """Where cuda.h is: Triton ships the driver API's header."""
     import triton
 
-    return [str(Path(triton.__file__).parent / "backends" / "nvidia" / "include")]
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "include"
