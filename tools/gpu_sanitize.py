@@ -54,11 +54,13 @@ class Share:
 def sanitize(arguments, tool):
     """Whether all went well with every kind of image."""
     name = f"{tool}-cached" if arguments.cached else tool
-    parts, good = zip(*(sanitize_image(arguments, tool, name, image) for image in arguments.images), strict=True)
-    text = "\n".join(parts)
-    (arguments.results / f"sanitizer-{name}.txt").write_text(text)
-    print(text, end="")
-    return all(good)
+    parts, good = [], True
+    for image in arguments.images:
+        part, well = sanitize_image(arguments, tool, name, image)
+        parts, good = [*parts, part], good and well
+        (arguments.results / f"sanitizer-{name}.txt").write_text("\n".join(parts))  # what comes next may be stopped
+        print(part, flush=True)
+    return good
 
 
 def sanitize_image(arguments, tool, name, image):
@@ -91,7 +93,7 @@ def main():
     parser.add_argument("tools", nargs="+", choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS))
     parser.add_argument("--tests", nargs="+", type=Path, default=[ROOT / "tests"], metavar="FILE", help="default: all GPU tests")
     parser.add_argument("--jobs", type=int, default=max(1, min(30, len(os.sched_getaffinity(0)) - 1)), help="processes side by side (default: %(default)s)")
-    parser.add_argument("--images", nargs="+", choices=("auto", "cubin", "ptx"), default=["auto"], metavar="IMAGE", help="kinds of images, one after the other (default: what serves the GPU)")
+    parser.add_argument("--images", nargs="+", choices=("auto", "cubin", "ptx"), default=[os.environ.get("EFFNET_AOT_IMAGE") or "auto"], metavar="IMAGE", help="kinds of images, one after the other (default: $EFFNET_AOT_IMAGE, or what serves the GPU)")
     parser.add_argument("--cached", action="store_true", help="let torch keep memory for the next tensors, as graphs need it")
     parser.add_argument("--sanitizer", default="compute-sanitizer", metavar="PROGRAM")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="FOLDER")
