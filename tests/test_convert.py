@@ -35,18 +35,15 @@ def error(out, exact):
 @torch.no_grad()
 def assert_no_worse(converted, model, x):
     """The error against float64 is at most 1.25 times eager's in the same dtype. Eager has two errors, one for each layout,
-    and which of them is the smaller is chance. Image by image, in the geometric mean: of the sum of squares over all images one
-    image can have two thirds, and by how much its error differs is chance, too."""
+    and which of them is the smaller is chance."""
     exact = copy.deepcopy(model).cpu().double()(x.cpu().double()).to(x.device)  # the package's ops know float64 on the CPU only
+    eager = max(
+        error(copy.deepcopy(model).to(memory_format=layout)(x.to(memory_format=layout)), exact)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
     out = converted(x)
     assert out.dtype == x.dtype and out.shape == exact.shape
-    ours = torch.tensor([error(*image) for image in zip(out, exact, strict=True)])
-    eager = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        of_layout = copy.deepcopy(model).to(memory_format=layout)(x.to(memory_format=layout))
-        eager.append(torch.tensor([error(*image) for image in zip(of_layout, exact, strict=True)]))
-    assert min((ours / e).log().mean().exp() for e in eager) <= 1.25
-    assert ours.max() <= 3 * max(e.max() for e in eager)  # and no image is an exception
+    assert error(out, exact) <= 1.25 * eager
     assert len(x) == 1 or exact.std(0).mean() > 0.1 * exact.std()  # the images make a difference
 
 
@@ -80,7 +77,9 @@ def test_stock_network(where, name):
     model = network(name, device, dtype)
     converted = convert(model, images(1, 3, 96, 96, device=device, dtype=dtype))
     assert_converted(converted)
-    assert_no_worse(converted, model, images(16, 3, 96, 96, device=device, dtype=dtype))
+    # Two float32 errors of a network as deep as these differ by chance until many outputs are averaged: on a CPU one image can
+    # have two thirds of the sum of squares.
+    assert_no_worse(converted, model, images(64 if device == "cpu" else 16, 3, 96, 96, device=device, dtype=dtype))
     with torch.no_grad():
         alone = converted(images(4, 3, 96, 96, device=device, dtype=dtype)[2:3])
         assert converted(images(0, 3, 96, 96, device=device, dtype=dtype)).shape == (0, *alone.shape[1:])
@@ -100,7 +99,7 @@ def test_odd_size(device, name, height, width):
     model = network(name, device)
     converted = convert(model, images(1, 3, height, width, device=device))
     assert_converted(converted)
-    assert_no_worse(converted, model, images(8, 3, height, width, device=device))
+    assert_no_worse(converted, model, images(2, 3, height, width, device=device))
 
 
 def test_what_becomes_of_mobilenet():
