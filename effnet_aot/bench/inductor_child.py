@@ -6,7 +6,7 @@ import time
 import torch
 
 from .children import load_package
-from .ways import WAYS, folded
+from .ways import WAYS
 from .workload import Point, load_workload
 
 
@@ -14,7 +14,8 @@ def main(state, dtype, batch, size, device, package, tf32):
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = bool(int(tf32))
     workload = load_workload(state, Point(dtype, int(batch), int(size)), device)
     # What freezing would do is done before: with it, torch 2.11's packages of a channels_last network compute other logits on GPUs.
-    network, x = folded(torch.channels_last, workload).requires_grad_(False), WAYS["aoti"].images(workload)
+    way = WAYS["folded-channels-last"]
+    network, x = way.build(workload), way.images(workload)
     start = time.perf_counter()
     with torch.no_grad():
         program = torch.export.export(network, (x,))
