@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 
 import effnet_aot
 from effnet_aot import _C
@@ -158,6 +159,18 @@ def kernel_sources(folder, sizes):
         shutil.copy(ROOT / "triton_src" / name, folder)
     (folder / "double.py").write_text(DOUBLE.replace("SIZES", repr(sizes)))
     return folder
+
+
+@pytest.mark.parametrize("found, expected", [
+    ([], ["sm_89 cubin", "compute_89 ptx"]),
+    ([(9, 0), (8, 9), (9, 0)], ["sm_89 cubin", "sm_90 cubin", "compute_89 ptx"]),
+    ([(7, 5), (8, 0)], ["sm_80 cubin", "sm_89 cubin", "compute_89 ptx"]),  # 7.5 is not supported
+])  # fmt: skip
+def test_default_architectures(monkeypatch, found, expected):
+    """8.9, the GPUs of the building machine, and one PTX for those to come."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found[device])
+    assert list(map(str, parse_archs(None))) == list(map(str, parse_archs(""))) == expected
 
 
 @pytest.mark.parametrize("archs", ["7.3", "8.9 7.3", "sm_89", "8.9,all"])
