@@ -120,13 +120,22 @@ def small():
 def test_scaling(small, tmp_path):
     points = scaling.points(["float32"], 40, batches=[1, 2], sizes=[32, 40])
     assert points == [Point("float32", 1, 40), Point("float32", 2, 40), Point("float32", 10, 32), Point("float32", 10, 40)]
-    rows = [row for rows in scaling.run(*small, points[:3], scaling.QUICK, lambda text: None) for row in rows]
+    told = []
+    rows = [row for rows in scaling.run(*small, points[:3], scaling.QUICK, told.append) for row in rows]
+    assert len(told) == scaling.steps(points[:3], scaling.QUICK)
     summary = scaling.summary(rows)
     assert [row["batch"] for row in summary] == [1, 2, 10]
     assert summary[1]["ours_us_per_image"] == pytest.approx(summary[1]["ours_us"] / 2)
     pytest.importorskip("matplotlib")
     results = {"environment": {"device": "some GPU"}, "settings": {"size": 40, "scaling_batch": 10}, "scaling": rows}
     assert plots.draw(results, tmp_path) == [tmp_path / "scaling.png"]
+
+
+def test_scaling_goes_through_one_dtype_after_the_other(small):
+    where = [Point("float32", 1, 32), Point("bfloat16", 1, 32), Point("float32", 2, 32)]
+    assert scaling.by_dtype(where) == [[where[0], where[2]], [where[1]]]
+    rows = [rows[0] for rows in scaling.run(*small, where, ["ours"], lambda text: None)]
+    assert [(row["dtype"], row["batch"]) for row in rows] == [("float32", 1), ("float32", 2), ("bfloat16", 1)]
 
 
 def test_a_failing_peer_is_reported_and_the_rest_go_on(small, monkeypatch):

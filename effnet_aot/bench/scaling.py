@@ -1,4 +1,4 @@
-"""The cost of more images, and of larger ones: time and extra memory of ours and of peers that need no compiling."""
+"""The cost of more images, and of larger ones: time and extra memory of ours and of peers, by default those that need no compiling."""
 
 from .comparison import Comparison, is_wrong
 from .workload import Point
@@ -16,13 +16,24 @@ def points(dtypes, size, batches=BATCHES, sizes=SIZES):
     ))  # fmt: skip
 
 
+def by_dtype(where):
+    """One dtype's points after the other's: a peer that compiles keeps a process, and its memory, for every point."""
+    return [[point for point in where if point.dtype == dtype] for dtype in dict.fromkeys(point.dtype for point in where)]
+
+
+def steps(where, names):
+    """How often run() calls `advance`."""
+    return sum(Comparison.steps(some, names) for some in by_dtype(where))
+
+
 def run(workloads, timer, where, names, advance):
     """Yields the rows of one point after the other."""
-    for _, rows in Comparison(workloads, timer, where, names, advance).run():
-        for row in rows:
-            if "us" in row:
-                row["us_per_image"] = row["us"] / row["batch"]
-        yield rows
+    for some in by_dtype(where):
+        for _, rows in Comparison(workloads, timer, some, names, advance).run():
+            for row in rows:
+                if "us" in row:
+                    row["us_per_image"] = row["us"] / row["batch"]
+            yield rows
 
 
 def summary(rows):

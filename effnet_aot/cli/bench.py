@@ -182,12 +182,12 @@ class Bench:
         self.print(*report.cold_start(self.results["cold_start"]))
 
     def scaling(self):
-        from ..bench import comparison, report, scaling
+        from ..bench import report, scaling
         from ..bench.timing import Timer
 
         points = scaling.points(self.arguments.dtype, self.arguments.size)
         names = [*OURS, *self.arguments.peers] if self.arguments.peers is not None else scaling.QUICK
-        self.more(comparison.Comparison.steps(points, names))
+        self.more(scaling.steps(points, names))
         for rows in scaling.run(self.workloads, Timer(self.workloads.device, quick=True), points, names, self.advance):
             self.results["scaling"] += rows
             self.results["scaling_summary"] = scaling.summary(self.results["scaling"])
