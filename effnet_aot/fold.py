@@ -8,6 +8,9 @@ kernels accumulate in. It is an op of its own, one launch for a layer: PyTorch's
 at a network's first call, 50 ms in all.
 
 FoldedModule is the base of the modules that fold. It chooses, call by call, between three ways to compute one function.
+
+A look for changes takes the host longer than a launch. So a GPU is given the work with the weights of the last call first, and
+the host looks meanwhile; where something has changed, the result is thrown away and the call begins again.
 """
 
 import warnings
@@ -23,6 +26,7 @@ from . import ops
 
 VERSION, EPS = attrgetter("_version"), attrgetter("eps")
 COUNTER = "num_batches_tracked"
+EARLY = {"cuda"}  # types of devices that work while the host looks
 
 
 class Folded(NamedTuple):
@@ -82,6 +86,11 @@ def is_foldable(conv, bn):
         and bn.weight is not None
         and bn.running_mean is not None
     )
+
+
+def autocast_dtype(x):
+    """The dtype that autocast asks for on the device of x, or None."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
 
 
 class Watch:
@@ -162,6 +171,12 @@ class Watch:
         )
 
 
+class Kept(NamedTuple):
+    watch: Watch
+    dtype: torch.dtype | None  # that was asked for
+    folded: object  # what module.fold(dtype) returned
+
+
 class FoldedCache:
     """The folded weights of one module, and the watch that says whether they still are. Copies and pickles are empty."""
 
@@ -176,6 +191,20 @@ class FoldedCache:
         self._watch = None
         self._entry = None
 
+    def forget(self):
+        """Keeps the watch and drops the weights."""
+        self._entry = None
+
+    def last(self, dtype):
+        """The Kept weights of the last call, be they true or not; None where that was of another dtype."""
+        entry = self._entry
+        return entry if entry is not None and entry.dtype == dtype else None
+
+    def is_true(self, kept, watch):
+        """Whether these are what `watch`, which has just been asked for, says."""
+        # Another thread may be folding: it drops the entry before it lets the watch remember the present state.
+        return kept is not None and kept.watch is watch and watch.same_state() and kept is self._entry
+
     def watch(self, module):
         """The watch over the module as it is built now."""
         watch = self._watch
@@ -187,11 +216,11 @@ class FoldedCache:
     def folded(self, module, watch, dtype, device):
         """What `module.fold(dtype)` returns, computed again only when something that it came from has changed."""
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        entry = self._entry
-        if entry is not None and entry[0] is watch and entry[1] == dtype and watch.same_state():
+        kept = self.last(dtype)
+        if self.is_true(kept, watch):
             if capturing:
-                self._captured.append(entry[2])  # the graph is going to read them for as long as it lives
-            return entry[2]
+                self._captured.append(kept.folded)  # the graph is going to read them for as long as it lives
+            return kept.folded
         self._entry = None
         with torch.inference_mode(False), torch.no_grad():
             watchable = watch.remember()
@@ -199,7 +228,7 @@ class FoldedCache:
         if watchable and not capturing:  # a capture only records the folding, and every replay repeats it
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # later calls may come on other streams
-            self._entry = watch, dtype, folded
+            self._entry = Kept(watch, dtype, folded)
         return folded
 
 
@@ -224,20 +253,38 @@ class FoldedModule(nn.Module):
         if torch.compiler.is_compiling():
             ordinary = all(is_foldable(conv, bn) and not bn.training for conv, bn in self.layers())
             return self.forward_batch_norm(x) if ordinary else self.forward_modules(x)
+        kept, early = self._launch_early(x)
         watch = self._cache.watch(self)
         if not watch.is_ordinary():
+            self._cache.forget()  # nothing is to be launched in vain as long as that lasts
             return self.forward_modules(x)
+        if self._cache.is_true(kept, watch):
+            return early
         if torch.is_grad_enabled() and (watch.requires_grad() or x.requires_grad):
             return self.forward_batch_norm(x)
-        return self._infer(x, watch)
+        dtype = autocast_dtype(x)
+        return self._launch(x, dtype, self._cache.folded(self, watch, dtype, x.device))
 
-    def _infer(self, x, watch):
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else None
-        folded = self._cache.folded(self, watch, dtype, x.device)
+    def _launch_early(self, x):
+        """(the weights of the last call, the result by them), whether they are true or not; two None where that is not to be tried."""
+        try:
+            dtype = autocast_dtype(x)
+            kept = self._cache.last(dtype)
+            if (
+                kept is None
+                or x.device.type not in EARLY
+                or (torch.is_grad_enabled() and (kept.watch.requires_grad() or x.requires_grad))
+                or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+            ):
+                return None, None
+            return kept, self._launch(x, dtype, kept.folded)
+        except Exception:  # an image that does not suit the weights of the last call may suit the present ones, which tell if not
+            return None, None
+
+    def _launch(self, x, dtype, folded):
         # Past the ops' autograd and autocast kernels, which are Python: 12 us a call.
         with torch._C._AutoDispatchBelowAutograd():
-            if not autocast:
+            if dtype is None:
                 return self.forward_folded(x, folded)
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward_folded(x.to(dtype) if x.is_floating_point() else x, folded)

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.prune import random_unstructured
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import effnet_aot.fold
 from effnet_aot import FusedMBConvBlock, ModelNew
 from effnet_aot.model import BLOCKS, batch_norms, calibrate_batch_norm, reference_block, reference_network
 
@@ -310,6 +311,13 @@ def test_frozen_batch_norm_in_training():
 # ---- folded weights are kept, and never stale ----
 
 
+@pytest.fixture(params=["looks first", "launches first"])
+def order(request, monkeypatch):
+    """The first is what a CPU does, the second what a GPU does; here either does both."""
+    monkeypatch.setattr(effnet_aot.fold, "EARLY", {"cpu", "cuda"} if request.param == "launches first" else set())
+    return request.param
+
+
 def replace(module, name, tensor):
     setattr(module, name, nn.Parameter(tensor.clone()))
 
@@ -377,7 +385,7 @@ CHANGES = {
 }
 
 
-def test_a_parameter_of_one_element_is_watched():
+def test_a_parameter_of_one_element_is_watched(order):
     """An equal one in its place compares as equal, and is another one all the same."""
     block = FusedMBConvBlock(1, 1, 1, 1).eval().requires_grad_(False)
     x = torch.rand(2, 1, 5, 5)
@@ -389,7 +397,7 @@ def test_a_parameter_of_one_element_is_watched():
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_folded_weights_follow(device, change):
+def test_folded_weights_follow(device, order, change):
     model, _ = pair(device)
     x = images(device=device)
     with torch.no_grad():
@@ -405,7 +413,7 @@ def test_folded_weights_follow(device, change):
 
 
 @pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, nn.Module.double, lambda m: m.to(torch.float16)])
-def test_folded_weights_follow_the_dtype(device, convert):
+def test_folded_weights_follow_the_dtype(device, order, convert):
     if device == "cuda" and convert is nn.Module.double:
         pytest.skip("float64 is for the CPU")
     model, _ = pair(device)
@@ -424,7 +432,7 @@ def test_folded_weights_follow_the_dtype(device, convert):
         assert_equal_up_to_rounding(model(x), model.forward_batch_norm(x))
 
 
-def test_a_layer_alone_converted():
+def test_a_layer_alone_converted(order):
     """Module.half() on a layer replaces its data behind the network's back, and neither object nor version changes."""
     model, _ = pair(dtype=torch.float16)
     x = images(dtype=torch.float16)
@@ -436,7 +444,58 @@ def test_a_layer_alone_converted():
         assert_equal_up_to_rounding(model(x), model.forward_batch_norm(x))
 
 
-def test_folding_happens_once(monkeypatch):
+def test_what_is_launched(order, monkeypatch):
+    """First, where that is the order, what the last call launched; again, where it was wrong."""
+    model, reference = pair()
+    launched, launch = [], ModelNew.forward_folded
+    monkeypatch.setattr(ModelNew, "forward_folded", lambda self, x, folded: launched.append(folded) or launch(self, x, folded))
+
+    def call(x):
+        launched.clear()
+        return model(x), len(launched)
+
+    in_vain, x = int(order == "launches first"), images()
+    with torch.no_grad():
+        before, once = call(x)
+        assert (once, call(x)[1]) == (1, 1)
+        model.fc_bias += 1
+        after, launches = call(x)
+        assert launches == 1 + in_vain and call(x)[1] == 1
+        torch.testing.assert_close(after, before + 1)
+        with torch.autocast("cpu", torch.bfloat16):  # other weights, so none to go by
+            assert call(x)[1] == call(x)[1] == 1
+        hook = model.mbconv2.register_forward_hook(lambda *_: None)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call(x)[1] == in_vain
+        assert call(x)[1] == 0
+        hook.remove()
+        assert call(x)[1] == call(x)[1] == 1
+        model.conv1 = nn.Conv2d(4, 32, 3, 2, 1, bias=False).requires_grad_(False)  # its images do not suit the weights of the last call
+        four = images().repeat(1, 2, 1, 1)[:, :4]
+        assert call(four)[0].shape == before.shape
+        with pytest.raises(RuntimeError, match="C_in = 3"):
+            model(x)
+    assert call(four)[1] == 0  # with gradients
+    model.requires_grad_(False)
+    assert call(four)[1] == 1
+
+
+def test_weights_that_another_thread_folds_meanwhile():
+    model, x = pair()[0], images()
+    with torch.no_grad():
+        model(x)
+    cache, kept = model._cache, model._cache._entry
+    assert cache.is_true(kept, kept.watch)
+
+    def remember():  # what the other thread does while this one compares
+        cache.forget()
+        return True
+
+    kept.watch.same_state = remember
+    assert not cache.is_true(kept, kept.watch)
+
+
+def test_folding_happens_once(order, monkeypatch):
     from effnet_aot import model as module
 
     folds = []
@@ -458,7 +517,7 @@ def test_folding_happens_once(monkeypatch):
 
 
 @pytest.mark.undisturbed  # under compute-sanitizer the Python frames of calls stay alive, and with them what they refer to; why is not known
-def test_the_library_holds_the_folded_weights(device):
+def test_the_library_holds_the_folded_weights(device, order):
     """For as long as they are true; who looks at the ops sees one that names them."""
     model, x = pair(device)[0], images(device=device)
     seen = []
@@ -473,8 +532,8 @@ def test_the_library_holds_the_folded_weights(device):
             out = model(x)
             assert [name for name in seen if "network" in name] == ["effnet::network"]
             seen.clear()
-        assert torch.equal(model(x), out) and model._cache._entry[2]._number is not None
-        folded = weakref.ref(model._cache._entry[2])
+        assert torch.equal(model(x), out) and model._cache._entry.folded._number is not None
+        folded = weakref.ref(model._cache._entry.folded)
         number = folded()._number
         with Ops():
             again = model(x)
@@ -484,7 +543,7 @@ def test_the_library_holds_the_folded_weights(device):
         model.fc_bias += 1
         changed = model(x)
     torch.testing.assert_close(changed, out + 1)
-    assert model._cache._entry[2] is not folded()
+    assert model._cache._entry.folded is not folded()
     gc.collect()
     assert folded() is None
     with pytest.raises(RuntimeError, match="_release_network"):
@@ -518,11 +577,11 @@ def test_folding_under_inference_mode_serves_outside():
         out = model(x)
     with torch.no_grad():
         assert torch.equal(model(x), out)
-    folded = model._cache._entry[2]
+    folded = model._cache._entry.folded
     assert not folded.weights[0].is_inference()
 
 
-def test_functional_call_uses_its_parameters():
+def test_functional_call_uses_its_parameters(order):
     model, reference = pair()
     x = images()
     with torch.no_grad():
@@ -532,7 +591,7 @@ def test_functional_call_uses_its_parameters():
         assert torch.equal(model(x), before)
 
 
-def test_hooks_fire():
+def test_hooks_fire(order):
     model, reference = pair()
     x = images()
     seen, expected = [], []
