@@ -50,9 +50,10 @@ def start(workloads, point, name, state, folder):
 
 def child(name, state, device, folder, *more):
     folder.mkdir()
-    # The first process reads the files from the disk and is thrown away, but for compilers: their caches must be empty.
-    for attempt in range(1 if name in ("compile", "single-file") else 2):
-        caches = {"TRITON_CACHE_DIR": folder / f"triton{attempt}", "TORCHINDUCTOR_CACHE_DIR": folder / f"inductor{attempt}", "CUDA_CACHE_DISABLE": 1}
+    # The first process reads the files from the disk and is thrown away, but for compilers: their caches must be empty. It also
+    # finds out for AOTInductor's loader, by compiling and starting torch some ten times, which vector instructions the CPU has.
+    caches = {"TRITON_CACHE_DIR": folder / "triton", "TORCHINDUCTOR_CACHE_DIR": folder / "inductor", "CUDA_CACHE_DISABLE": 1}
+    for _ in range(1 if name in ("compile", "single-file") else 2):
         command = [sys.executable, Path(__file__).with_name("cold_start_child.py"), name, state, device, *more]
         with open(folder / "errors", "w") as errors:
             try:
