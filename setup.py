@@ -77,13 +77,16 @@ class BuildNative(build_ext):
         temp = Path(self.build_temp)
 
         def linked(name, folder):
-            """Build isolation unpacks packages into new folders every time; behind a link the command lines stay the same."""
+            """Build isolation unpacks packages into new folders, torch too where the environment had none at first; behind a link
+            the command lines stay the same."""
             link = temp / name
             link.unlink(missing_ok=True)
             link.symlink_to(folder)
             return link
 
-        torch, pybind11_headers = folder_of("torch"), linked(f"pybind11-{pybind11.__version__}", pybind11.get_include())
+        torch_version = version("torch").partition("+")[0]  # without "+cpu" or "+cu130": a library is the same whichever of them it was built beside
+        torch = linked(f"torch-{torch_version}", folder_of("torch"))
+        pybind11_headers = linked(f"pybind11-{pybind11.__version__}", pybind11.get_include())
         cuda_headers = linked(f"cuda-of-triton-{version('triton')}", kernels.cuda_headers)
         library, c_library = temp / "libeffnet_aot.so", temp / "libeffnet_aot_c.so"
         module = temp / Path(self.get_ext_filename("effnet_aot._C")).name
@@ -97,9 +100,8 @@ class BuildNative(build_ext):
 
         common = "-std=c++20 -O2 -fPIC -Wall -fvisibility=hidden -fvisibility-inlines-hidden -Icsrc -Icsrc/include"
         for_library = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", headers(torch / "include"), headers(cuda_headers)]
-        # -MMD does not watch other packages' headers; torch's version, in the command line, stands for them. Without "+cpu" or
-        # "+cu130": a library is the same whichever of them it was built beside.
-        for_library += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(version('torch').partition('+')[0]))}"]
+        # -MMD does not watch other packages' headers; torch's version, in the command line, stands for them.
+        for_library += [f"-DEFFNET_AOT_TORCH_VERSION={shlex.quote(json.dumps(torch_version))}"]
         # Not torch's headers: some versions carry a pybind11 of their own.
         for_module = [headers(pybind11_headers), headers(python_headers)]
 
