@@ -446,7 +446,7 @@ def test_a_layer_alone_converted(order):
 
 def test_what_is_launched(order, monkeypatch):
     """First, where that is the order, what the last call launched; again, where it was wrong."""
-    model, reference = pair()
+    model, _ = pair()
     launched, launch = [], ModelNew.forward_folded
     monkeypatch.setattr(ModelNew, "forward_folded", lambda self, x, folded: launched.append(folded) or launch(self, x, folded))
 
