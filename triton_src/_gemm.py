@@ -11,14 +11,25 @@ the columns, all read the same rows from shared memory. Instead each warp multip
 import triton
 import triton.language as tl
 
+from ._tf32 import rounding
+
 
 @triton.jit
 def rounded(tile, PRECISION: tl.constexpr):
     """The tile as the tensor cores should see it: float32 rounded to TF32 where they would truncate it."""
     if PRECISION == "tf32" and tile.dtype == tl.float32:
-        return tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [tile], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(rounding(), "=r,r", [tile], dtype=tl.float32, is_pure=True, pack=1)
     else:
         return tile
+
+
+@triton.jit
+def from_map(tile, weight, PRECISION: tl.constexpr):
+    """The same of a tile of a map, which may be a narrow one (_narrow.py): its values are TF32's already."""
+    if tile.dtype != weight.dtype:
+        return tile.to(weight.dtype)
+    else:
+        return rounded(tile, PRECISION)
 
 
 @triton.jit
@@ -28,7 +39,7 @@ def accumulate(accumulator, a, b, depth, PRECISION: tl.constexpr):
         one = (depth > 0).to(tl.float32)
         return tl.fma(tl.dot(a, b, input_precision=PRECISION), one, accumulator)
     else:
-        return tl.dot(rounded(a, PRECISION), rounded(b, PRECISION), accumulator, input_precision=PRECISION)
+        return tl.dot(from_map(a, b, PRECISION), rounded(b, PRECISION), accumulator, input_precision=PRECISION)
 
 
 @triton.jit

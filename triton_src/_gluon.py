@@ -3,7 +3,8 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
+from ._tf32 import rounding, to_nearest
+
 CLAMP = gl.constexpr("max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;")
 _ACTIVATE = """{{ .reg .b32 p;
 cvt.rn.relu.{t}x2.f32 p, $2, $1;
@@ -22,9 +23,15 @@ def bits(count, first=1):
 def to_tf32(x):
     """float32 as the tensor cores should see it: rounded where they would cut off. Other types as they are."""
     if x.dtype == gl.float32:
-        return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
+        return gl.inline_asm_elementwise(rounding(), "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
     else:
         return x
+
+
+@gluon.jit
+def nearest_tf32(x):
+    """The TF32 that is nearest to a float32, to be computed with."""
+    return gl.inline_asm_elementwise(to_nearest(), "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit

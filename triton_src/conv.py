@@ -19,7 +19,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ._epilogue import HAS_BIAS, PARAMETERS, activate, apply_affine, load_affine
-from ._gluon import clamp, to_tf32
+from ._gluon import clamp, nearest_tf32, to_tf32
 from ._launch import wait_for_maps, wait_for_maps_gluon
 from ._variant import PRECISION_CODES, PRECISIONS, Variant
 
@@ -113,8 +113,8 @@ def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, widt
     result = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=mma)
     if dtype == gl.float32:
         # So little arithmetic that TF32 need not cost accuracy: three products instead of one.
-        pixels_high = to_tf32(pixels)
-        weights_high = to_tf32(weights)
+        pixels_high = nearest_tf32(pixels)
+        weights_high = nearest_tf32(weights)
         result = mma_v2(to_tf32(pixels - pixels_high), weights_high, result, input_precision="tf32")
         result = mma_v2(pixels_high, to_tf32(weights - weights_high), result, input_precision="tf32")
         # What is left of infinity is NaN; the last product alone knows what becomes of it.

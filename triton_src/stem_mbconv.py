@@ -26,7 +26,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from ._gluon import activate, bits, clamp, on_diagonal, to_tf32
+from ._gluon import activate, bits, clamp, nearest_tf32, on_diagonal, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
@@ -75,22 +75,13 @@ mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{$8, $9}},
 THREE_TAPS_FP16, THREE_TAPS_BF16 = gl.constexpr(_THREE_TAPS.format(t="f16")), gl.constexpr(_THREE_TAPS.format(t="bf16"))
 
 
-# Conversions to TF32 are several instructions on 9.0; these are two, and none for what the tensor cores cut off by themselves.
 CUT_OFF = gl.constexpr("{ .reg .b32 a; and.b32 a, $1, 0xffffe000; sub.f32 $0, $1, a; }")
-# Not below zero; NaN, which would become negative, stays.
-ROUND = gl.constexpr("{ .reg .b32 a; add.s32 a, $1, 4096; max.s32 $0, a, $1; }")
 
 
 @gluon.jit
 def cut_off(x):
     """What the tensor cores do not see of a float32."""
     return gl.inline_asm_elementwise(CUT_OFF, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def rounded(x):
-    """A float32 that is not below zero, to be cut off to the nearest TF32."""
-    return gl.inline_asm_elementwise(ROUND, "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -314,7 +305,7 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
         stem_weights = gl.where(is_bias, coarse, gl.where(is_rest, rest, stem_weights))
     if FP32:
         chunks: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
-        high_part = to_tf32(stem_weights)
+        high_part = nearest_tf32(stem_weights)
         high_weights = gl.allocate_shared_memory(gl.float32, [32, 32], chunks, high_part)
         low_weights = gl.allocate_shared_memory(gl.float32, [32, 32], chunks, to_tf32(stem_weights - high_part))
 
@@ -390,8 +381,7 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
             total, a, b = add_row(activated, a, b, start, taps, left_lane, right_lane, g)
             pixels = pixels_after
             if FP32:
-                filtered = rounded(clamp(total, 0.0, high))
-                filtered = as_depth(filtered)
+                filtered = as_depth(to_tf32(clamp(total, 0.0, high)))
             else:
                 filtered = activate(total, highest)
             y = mma_v2(gl.convert_layout(filtered, left_operand), project_weights, project_start, input_precision="tf32")
