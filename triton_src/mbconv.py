@@ -36,6 +36,20 @@ mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{p0, p1}},
 }}"""
 TAP_FP16, TAP_BF16 = gl.constexpr(_TAP.format(t="f16")), gl.constexpr(_TAP.format(t="bf16"))
 
+# The sum goes from product to product, one waiting for the other: two taps ($4..$7, $8..$11) are the halves of one product's depth.
+_TWO_TAPS = """{{ .reg .b32 p0, p1, q0, q1;
+cvt.rn.relu.{t}x2.f32 p0, $5, $4;
+cvt.rn.relu.{t}x2.f32 p1, $7, $6;
+cvt.rn.relu.{t}x2.f32 q0, $9, $8;
+cvt.rn.relu.{t}x2.f32 q1, $11, $10;
+min.NaN.{t}x2 p0, p0, $20;
+min.NaN.{t}x2 p1, p1, $21;
+min.NaN.{t}x2 q0, q0, $22;
+min.NaN.{t}x2 q1, q1, $23;
+mma.sync.aligned.m16n8k16.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{p0, p1, q0, q1}}, {{$16, $18}}, {{$12, $13, $14, $15}};
+}}"""
+TWO_TAPS_FP16, TWO_TAPS_BF16 = gl.constexpr(_TWO_TAPS.format(t="f16")), gl.constexpr(_TWO_TAPS.format(t="bf16"))
+
 # The same for values that are there already ($12, $13), and three sums: the tap's three rows. A product with the zeros of
 # the diagonal matrix would turn infinity into NaN for its neighbours, so it is clamped ($32 and $34, a half each).
 _THREE_TAPS = """{{ .reg .b32 p0, p1;
@@ -56,6 +70,13 @@ def add_tap(hidden, total, weight, high):
     return gl.inline_asm_elementwise(
         TAP_FP16 if weight.dtype == gl.float16 else TAP_BF16, "=f,=f,=f,=f,f,f,f,f,f,f,f,f,r,r,r,r",
         [hidden, total, weight, high], dtype=gl.float32, is_pure=True, pack=4)  # fmt: skip
+
+
+@gluon.jit
+def add_two_taps(hidden_a, hidden_b, total, weight_a, weight_b, high_a, high_b):
+    return gl.inline_asm_elementwise(
+        TWO_TAPS_FP16 if weight_a.dtype == gl.float16 else TWO_TAPS_BF16, "=f,=f,=f,=f,f,f,f,f,f,f,f,f,f,f,f,f,r,r,r,r,r,r,r,r",
+        [hidden_a, hidden_b, total, weight_a, weight_b, high_a, high_b], dtype=gl.float32, is_pure=True, pack=4)  # fmt: skip
 
 
 @gluon.jit
@@ -100,6 +121,15 @@ def load_expansion(weight, bias, h, FIRST: gl.constexpr, DEPTH: gl.constexpr, IN
         fine = (whole - coarse.to(gl.float32)).to(w.dtype)
         w = gl.where((k == IN_CHANNELS)[:, None], coarse[None, :], gl.where((k == IN_CHANNELS + 1)[:, None], fine[None, :], w))
     return w
+
+
+@gluon.jit
+def expanded(taps, t, weights, bias):
+    """The hidden values under tap t; `taps` has its operands, as many as there are weights."""
+    value = bias
+    for part in gl.static_range(len(weights)):
+        value = mma_v2(taps[t * len(weights) + part], weights[part], value, input_precision="tf32")
+    return value
 
 
 @gluon.jit
@@ -189,12 +219,15 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
         else:
             bias = gl.load(expand_bias + channel)[None, :] + zero
         total = gl.load(depthwise_bias + channel)[None, :] + zero
-        for t in gl.static_range(9):
-            value = mma_v2(taps[t * PARTS], w, bias)
-            if DEPTH2 > 0:
-                value = mma_v2(taps[t * PARTS + 1], w2, value)
-            tap = gl.load(depthwise_weight + t * HIDDEN + channel)[None, :]
-            total = add_tap(value, total, on_diagonal(tap, diagonal), highs[t])
+        weights = (w,)
+        if DEPTH2 > 0:
+            weights = (w, w2)
+        for t in gl.static_range(0, 8, 2):
+            tap = on_diagonal(gl.load(depthwise_weight + t * HIDDEN + channel)[None, :], diagonal)
+            next_tap = on_diagonal(gl.load(depthwise_weight + (t + 1) * HIDDEN + channel)[None, :], diagonal)
+            total = add_two_taps(expanded(taps, t, weights, bias), expanded(taps, t + 1, weights, bias), total, tap, next_tap, highs[t], highs[t + 1])
+        tap = on_diagonal(gl.load(depthwise_weight + 8 * HIDDEN + channel)[None, :], diagonal)
+        total = add_tap(expanded(taps, 8, weights, bias), total, tap, highs[8])
         filtered = gl.convert_layout(activate(total, highest), left_operand)
         k = start + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, right_operand))
         result = project(filtered, project_weight, result, k, begin, HIDDEN, out_channels, 0, COLUMNS, right_operand)
@@ -315,11 +348,11 @@ def add_tap_fp32(hidden, total, weight, high):
 
 
 @gluon.constexpr_function
-def pixels_layout(rows, depth, warps):
-    """Of (rows, depth): four threads share a pixel's channels; warps have pixels of their own, or all the same ones."""
-    across = depth // 4
-    own = bits(warps, 16) if rows > 16 else [0] * len(bits(warps))
-    return gl.DistributedLinearLayout([[0, b] for b in bits(across)] + [[8, 0]], [[0, across], [0, 2 * across], [1, 0], [2, 0], [4, 0]], [[b, 0] for b in own], [], [rows, depth])
+def pixels_layout(rows, depth, warps, tiles):
+    """Of (rows, depth): four threads share a pixel's channels; warps have pixels of their own, so many tiles of 16, or all the same ones."""
+    across, alone = depth // 4, rows == 16 * tiles
+    own = [0] * len(bits(warps)) if alone else bits(warps, 16)
+    return gl.DistributedLinearLayout([[0, b] for b in bits(across)] + [[8, 0]] + [[b, 0] for b in bits(tiles, rows // tiles)], [[0, across], [0, 2 * across], [1, 0], [2, 0], [4, 0]], [[b, 0] for b in own], [], [rows, depth])
 
 
 @gluon.constexpr_function
@@ -419,9 +452,10 @@ def tile_depth(tile):
 def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
                        batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                        STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
-                       CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
-    """Warps share pixels and split hidden channels (WARPS_N), or the other way round. IN_CHANNELS is a multiple of 8 up to 40."""
-    ROWS: gl.constexpr = 16 * WARPS_M
+                       CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, TILES: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    """Warps share pixels and split hidden channels (WARPS_N), or the other way round. TILES of 16 pixels a warp share what is loaded
+    for them all. IN_CHANNELS is a multiple of 8 up to 40."""
+    ROWS: gl.constexpr = 16 * WARPS_M * TILES
     WARPS: gl.constexpr = WARPS_M * WARPS_N
     PARTS: gl.constexpr = (IN_CHANNELS + 15) // 16
     dtype: gl.constexpr = x.dtype.element_ty
@@ -429,8 +463,8 @@ def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwis
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS_M, WARPS_N], [16, 8])
     left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if FP32 else 2)
     right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if FP32 else 2)
-    sixteen_of_pixels: gl.constexpr = pixels_layout(ROWS, 16, WARPS)
-    eight_of_pixels: gl.constexpr = pixels_layout(ROWS, 8, WARPS)
+    sixteen_of_pixels: gl.constexpr = pixels_layout(ROWS, 16, WARPS, TILES)
+    eight_of_pixels: gl.constexpr = pixels_layout(ROWS, 8, WARPS, TILES)
     sixteen_of_weights: gl.constexpr = expansion_layout(CHUNK, 16, WARPS_M, WARPS_N)
     eight_of_weights: gl.constexpr = expansion_layout(CHUNK, 8, WARPS_M, WARPS_N)
     vectors: gl.constexpr = vector_layout(CHUNK, WARPS_M, WARPS_N)
@@ -476,15 +510,17 @@ def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwis
             weights = weights + (load_expand_weight(expand_weight, IN_CHANNELS, start, 16 * part, WARPS_N, sixteen_of_weights if 16 * part + 16 <= IN_CHANNELS else eight_of_weights, right_operand),)
         bias = load_hidden(expand_bias, start, WARPS_N, vectors, mma) + nought
         total = load_hidden(depthwise_bias, start, WARPS_N, vectors, mma) + zero
-        for t in gl.static_range(9):
-            value = bias
-            for part in gl.static_range(PARTS):
-                value = mma_v2(taps[t * PARTS + part], weights[part], value, input_precision="tf32")
-            tap = load_hidden(depthwise_weight + t * HIDDEN, start, WARPS_N, vectors, mma)
-            if FP32:
-                total = add_tap_fp32(value, total, tap, highs[t])
-            else:
-                total = add_tap(value, total, on_diagonal(tap, diagonal), highs[t])
+        if FP32:
+            for t in gl.static_range(9):
+                tap = load_hidden(depthwise_weight + t * HIDDEN, start, WARPS_N, vectors, mma)
+                total = add_tap_fp32(expanded(taps, t, weights, bias), total, tap, highs[t])
+        else:
+            for t in gl.static_range(0, 8, 2):
+                tap = on_diagonal(load_hidden(depthwise_weight + t * HIDDEN, start, WARPS_N, vectors, mma), diagonal)
+                next_tap = on_diagonal(load_hidden(depthwise_weight + (t + 1) * HIDDEN, start, WARPS_N, vectors, mma), diagonal)
+                total = add_two_taps(expanded(taps, t, weights, bias), expanded(taps, t + 1, weights, bias), total, tap, next_tap, highs[t], highs[t + 1])
+            tap = on_diagonal(load_hidden(depthwise_weight + 8 * HIDDEN, start, WARPS_N, vectors, mma), diagonal)
+            total = add_tap(expanded(taps, 8, weights, bias), total, tap, highs[8])
         if FP32:
             filtered = tile_depth(to_tf32(clamp(total, 0.0, high)))
         else:
@@ -540,6 +576,7 @@ def candidates():
     shipped = {v.name for v in variants()}
     tried = [wide(precision, *block, *warps) for precision in ("fp16", "bf16", "tf32") for block in (BLOCKS_FP32 if precision == "tf32" else BLOCKS) for warps in WARPS_WIDE]
     for precision in ("fp16", "bf16"):
+        tried += [wide(precision, *block, warps_m, 1, chunk, 2) for block in BLOCKS if block[0] == 16 for warps_m in (1, 2, 4) for chunk in (16, 32)]
         tried += [expanding(precision, *block, *warps) for block in BLOCKS for warps in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (1, 1, 32), (2, 1, 32), (4, 1, 32))]
     for precision in ("fp16", "bf16", "tf32"):
         tried += [without_expansion(precision, columns, steps, warps) for columns in (16, 32) for steps in (2, 4, 8, 16, 32) for warps in (1, 2, 4)]
@@ -573,13 +610,14 @@ def expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_
     )
 
 
-def wide(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk):
+def wide(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk, tiles=1):
     like = expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk)
     return replace(
         like,
-        name=like.name.replace(f"{precision}_", f"{precision}_wide_"),
+        name=like.name.replace(f"{precision}_", f"{precision}_wide_") + (f"_tiles{tiles}" if tiles > 1 else ""),
         kernel=effnet_mbconv_wide,
-        constants={name: value for name, value in like.constants.items() if not name.startswith("DEPTH")},
+        constants={name: value for name, value in like.constants.items() if not name.startswith("DEPTH")} | {"TILES": tiles},
+        attributes=like.attributes | {"block_m": 16 * warps_m * tiles},
     )
 
 
