@@ -82,6 +82,9 @@ def test_three_variants_for_one_shape():
     assert len(chosen) == 5 and len(set(chosen.values())) == 3
     table = update(Table(90, {}, [line("x", 2), line("y", 3)]), members, 90)
     assert len({entry.variant for entry in table.lines}) <= 3 and len(table.lines) == 7
+    # To do without a kernel is no variant.
+    without = measured({NONE: 4.0, "a": 6.0, "b": 6.0}, 1000)
+    assert dict((m.batch, v) for m, v in choose([*members[:3], without], {})) == {1: "a", 10: "b", 32: "c", 1000: NONE}
 
 
 def test_variants_that_serve_more_shapes():
@@ -137,6 +140,25 @@ def test_parts_of_parts(monkeypatch):
     assert kept(block=NONE, pair=NONE) == {"block", "pair", "project", "expand", "filter"}
 
 
+def test_inner_choices_are_needed_without_a_kernel_of_the_block():
+    """... those of its beginning's two kernels without one of the beginning, and no parts' own."""
+    call = next(call for call in modelnew() if call.op == "mbconv" and len(calls.all_parts(call)) == 4)
+    block = Problem(call, "float32", 1)
+    every = [*block.inside(), *(Problem(part, "float32", 1) for part in calls.all_parts(call)), block]
+    names = {p: " ".join(p.inner or (p.call.op,)) for p in every}
+    made = {p: Measured(p.inner[0] if p.inner else p.call.op, p.inner[1] if p.inner else "tf32", (("index", index),), 1, "a", {"a": 1.0}) for index, p in enumerate(every)}
+
+    def kept(**variants):
+        lines = [Line(*m.key, 90, variants.get(names[p].replace(" ", "_"), "a"), 1.0, "a", 1.0) for p, m in made.items()]
+        return {f"{entry.op} {entry.precision}" for entry in needed(lines, every, made)}
+
+    assert kept() == {"mbconv tf32"}
+    without = {"mbconv tf32", "expand_depthwise narrowing", "pointwise widening", "pointwise widening16"}
+    assert kept(mbconv=NONE) == without
+    assert kept(mbconv=NONE, expand_depthwise_narrowing=NONE) == without | {"pointwise narrowing", "depthwise narrow"}
+    assert not [p for one in (Problem(call, "float16", 1), *block.inside(), Problem(calls.parts(call)[0], "float32", 1)) for p in one.inside()]
+
+
 def test_a_wrong_candidate_is_never_chosen():
     table = update(None, [measured({"a": 10.0, "b": 8.0}, wrong=["fast"])], 90)
     assert [entry.variant for entry in table.lines] == ["b"] and table.lines[0].default_us == 10.0
@@ -158,7 +180,12 @@ class FakeLibrary:
 
     @contextmanager
     def taking(self, op=None, variant=None):
-        self.variant, self.log = variant, []
+        with self.assigned({op: variant}):
+            yield self
+
+    @contextmanager
+    def assigned(self, variants):
+        self.variant, self.log = next(iter(variants.values()), None), []
         yield self
         self.variant = None
 
@@ -234,6 +261,44 @@ def test_a_block_competes_with_its_parts(monkeypatch):
     taken.clear()
     measure(library, clock, Problem(call, "float32", 3), tf32=False, fastest=fastest)
     assert taken[2:] == [(part.op, f"of {part}") for part in (*calls.parts(beginning), project)]
+
+
+def test_inner_choices_are_timed_as_a_block(monkeypatch):
+    """... which has no kernel of its own then, and the fastest kernels that are known for the others."""
+    call = next(call for call in modelnew() if call.op == "mbconv" and len(calls.all_parts(call)) == 4)
+    fitting, run, asked = {"mbconv": ("tf32_a", NONE), "pointwise": ("widening_a", "widening_b")}, calls.Call.run, []
+    shapes = {"mbconv": SHAPE, "pointwise": (("pixels", 3),)}
+
+    class Library(FakeLibrary):
+        @contextmanager
+        def assigned(self, variants):
+            asked.append(variants)
+            self.variants, self.log = {key[0] if isinstance(key, tuple) else key: variant for key, variant in variants.items()}, []
+            yield self
+
+    def run_as(self, arguments):
+        for op in ("mbconv", "pointwise"):
+            variant = library.variants.get(op, fitting[op][0])
+            library.log.append(Choice(op, 3, shapes[op], variant, fitting[op]))
+            if op == "mbconv" and variant != NONE:
+                break
+        return run(self, arguments)
+
+    class Clock(FakeClock):
+        def prepare(self, function, pool, most):
+            variants = dict(library.variants)
+            return lambda: {"widening_a": 4e-6, "widening_b": 3e-6, None: 5e-6}[variants.get("pointwise") if variants["mbconv"] == NONE else None]
+
+    monkeypatch.setattr(calls.Call, "run", run_as)
+    library = Library(())
+    problem = Problem(call, "float32", 3)
+    *_, widening, _ = problem.inside()
+    inner = measure(library, Clock(library, {}), widening, tf32=False)
+    assert inner.key == ("pointwise", "widening", shapes["pointwise"], 3) and inner.times == pytest.approx({"widening_a": 4.0, "widening_b": 3.0})
+    assert asked[0] == {"mbconv": NONE} and asked[-1] == {"mbconv": NONE, inner.key: "widening_b"}
+    found = measure(library, Clock(library, {}), problem, tf32=False, fastest={}.get, inner=[inner])
+    assert found.times == pytest.approx({"tf32_a": 5.0, NONE: 3.0}) and asked[-1] == {inner.key: "widening_b", found.key: NONE}
+    assert measure(library, Clock(library, {}), problem.inside()[0], tf32=False) is None, "a choice that the block does not make"
 
 
 def test_a_stem_and_a_block_compete_with_the_two(monkeypatch):
@@ -372,6 +437,8 @@ def test_the_build_ships_what_the_tables_name(sources, tmp_path, capsys):
         write_table(sources / "tuned" / "sm_90.json", Table(90, {}, [entry("fp32_w4_128", 90)]))
         result = build_kernels(tmp_path / "a", sources.parent / "cache", "8.9", jobs=1, quiet=True, source_dir=sources)
         assert embedded(result) == ["fp32_64", "fp32_w8_128"], "the table of 9.0 is not for this build"
+        tried = build_kernels(tmp_path / "d", sources.parent / "cache", "8.9", jobs=1, quiet=True, source_dir=sources, candidates=(None, ["fp16"]))
+        assert embedded(tried) == ["fp32_64", "fp32_w8_128"] and "kShape" not in tried.registry_cpp.read_text(), "what ships competes, and no line is known"
         registry = result.registry_cpp.read_text()
         assert '{{"count", 7}}' in registry and '{89, "scale", "fp32", 1, 1, {kShape0, 1}},' in registry
         both = build_kernels(tmp_path / "c", sources.parent / "cache", "8.9 9.0", jobs=1, quiet=True, source_dir=sources)

@@ -140,13 +140,23 @@ def block():
 
 def test_places():
     call = block()
-    keys = {call: BLOCK} | {part: EXPAND if part.op == "pointwise" else FILTER for part in all_parts(call) if part.op != "expand_depthwise"}
+    keys = {call: [BLOCK]} | {part: [EXPAND] if part.op == "pointwise" else [FILTER] for part in all_parts(call) if part.op != "expand_depthwise"}
     assert places([call, call], keys, {BLOCK: "a"}) == {BLOCK: 2}
     assert places([call, call], keys, {BLOCK: NONE}) == {BLOCK: 2, EXPAND: 4, FILTER: 2}
     del keys[call]  # of which no kernel fits
     assert places([call], keys, {}) == {EXPAND: 2, FILTER: 1}
     done = {str(Problem(part, "float16", 2)): ALONE[EXPAND] if part.op == "pointwise" else None for part in all_parts(call)}
-    assert set(sequence.keys_of([call], "float16", 2, done).values()) == {EXPAND}, "float16 of batch 2, where it has candidates"
+    assert list(sequence.keys_of([call], "float16", 2, done).values()) == [[EXPAND]] * 2, "float16 of batch 2, where it has candidates"
+
+
+def test_places_of_inner_choices():
+    """A block's kernels with narrow maps stand for its parts."""
+    call = block()
+    done = {str(problem): ALONE[EXPAND] if problem.inner[0] == "pointwise" else None for problem in Problem(call, "float32", 2).inside()}
+    keys = sequence.keys_of([call], "float32", 2, done)
+    assert keys == {call: [None, EXPAND, EXPAND, EXPAND]} and places([call, call], keys, {}) == {EXPAND: 6}
+    keys[call][0] = BLOCK
+    assert places([call], keys, {BLOCK: NONE}) == {BLOCK: 1, EXPAND: 3} and places([call], keys, {BLOCK: "a"}) == {BLOCK: 1}
 
 
 # ---- networks ----

@@ -38,7 +38,8 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     """Compiles every variant in `source_dir` for the architectures `archs` (default: $EFFNET_AOT_ARCHS): the default ones
     and those that the tuning tables in `source_dir`/tuned name for these architectures.
 
-    `candidates`, for tuning, is (ops, precisions), each a list or None for all: what these have to try, instead of the tables.
+    `candidates`, for tuning, is (ops, precisions), each a list or None for all: what these have to try, besides the variants of the
+    tables, whose choices the library does not know then.
     `jobs` compilers run at once (default: $MAX_JOBS or the number of cores). Raises BuildError, naming what failed.
     """
     targets = parse_archs(os.environ.get("EFFNET_AOT_ARCHS") if archs is None else archs)
@@ -70,6 +71,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     def reports(variant):
         return {target: json.loads(cached(variant, target).with_suffix(".json").read_text()) for target in targets_of(variant)}
 
+    by_tables, tuned = tabled(read_tables(source_dir / "tuned"), {t.capability for t in targets}, defaults, known)
     if candidates is not None:
         tried = [v for v in select(known, *candidates) if cached(v, targets[0]) not in {cached(d, targets[0]) for d in defaults}]
         count = compiled([*defaults, *(v for v in tried if is_conservative(v))])
@@ -77,14 +79,15 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
         admitted = [v for v in tried if admits(v, registers.get(tile(v)))]
         count += compiled(admitted)
         # What does not fit one of the GPUs may be the best of another.
-        named = {str(v): {t.capability for t in targets} - {t.capability for t, report in reports(v).items() if not fits(t, report)} for v in admitted}
-        added, tuned = [v for v in admitted if named[str(v)]], []
+        fitting = {str(v): {t.capability for t in targets} - {t.capability for t, report in reports(v).items() if not fits(t, report)} for v in admitted}
+        fitting = {name: capabilities for name, capabilities in fitting.items() if capabilities}
         if not quiet:
-            print(f"{len(added)} candidates; {len(tried) - len(admitted)} not worth a try by their registers, {len(admitted) - len(added)} fit nowhere", flush=True)
+            print(f"{len(fitting)} candidates; {len(tried) - len(admitted)} not worth a try by their registers, {len(admitted) - len(fitting)} fit nowhere", flush=True)
+        named, tuned = by_tables | fitting, []
     else:
-        named, tuned = tabled(read_tables(source_dir / "tuned"), {t.capability for t in targets}, defaults, known)
-        added = [v for v in known if str(v) in named]
-        count = compiled([*defaults, *added])
+        named, count = by_tables, 0
+    added = [v for v in known if str(v) in named]
+    count += compiled([*defaults, *added])
 
     variants = sorted([*defaults, *added], key=lambda v: v.op)
     images = []

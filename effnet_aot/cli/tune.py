@@ -198,8 +198,9 @@ class Measurement(OnGpu):
                 if self.expired():
                     break
                 if str(problem) not in self.journal.done:
-                    fastest = functools.partial(self.fastest, problem)
-                    self.journal.add(problem, measure(self.library, self.clock, problem, standing, not self.arguments.no_tf32, fastest))
+                    fastest = None if problem.inner else functools.partial(self.fastest, problem)
+                    inner = [m for p in replace(problem, inner=None).inside() if (m := self.journal.done.get(str(p)))]
+                    self.journal.add(problem, measure(self.library, self.clock, problem, standing, not self.arguments.no_tf32, fastest, inner))
                 advance()
         return self.finish(self.seconds)
 
@@ -269,7 +270,7 @@ class Sequence(OnGpu):
         told(where)
         keys = sequence.keys_of(calls, dtype, batch, self.done)
         measured = {m.key: m for m in self.done.values() if m}
-        measured = {key: measured[key] for key in keys.values()}
+        measured = {key: measured[key] for found in keys.values() for key in found if key}
         if not measured:
             self.console.print(f"{where}: not measured yet", markup=False)
             return

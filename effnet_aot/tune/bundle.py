@@ -18,7 +18,7 @@ from . import calls, networks
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent
 FILES = ("libeffnet_aot.so", "manifest.json", "calls.json")  # and, for `tune sequence`, networks.json
-PRECISIONS = {"float16": "fp16", "bfloat16": "bf16", "float32": "tf32", "float32-ieee": "fp32"}
+PRECISIONS = {"float16": ["fp16"], "bfloat16": ["bf16"], "float32": ["tf32", "narrowing", "narrow", "widening", "widening16"], "float32-ieee": ["fp32"]}
 
 
 def build(out, names, ops, archs, dtypes, size=None):
@@ -26,7 +26,7 @@ def build(out, names, ops, archs, dtypes, size=None):
     if not (CHECKOUT / "setup.py").exists():
         raise RuntimeError(f"{CHECKOUT} is no checkout of the sources, which building the candidates needs")
     recorded = {name: (calls.network_calls(name, size), networks.chains(name, size)) for name in names}
-    tried = f"{','.join(ops or [])}:{','.join(PRECISIONS[dtype] for dtype in dtypes)}"
+    tried = f"{','.join(ops or [])}:{','.join(precision for dtype in dtypes for precision in PRECISIONS[dtype])}"
     folder = CHECKOUT / "build" / "tune"
     environment = {**os.environ, "EFFNET_AOT_ARCHS": " ".join(archs)}
     command = [sys.executable, "setup.py", "build_ext", f"--candidates={tried}", f"--build-temp={folder / 'temp'}", f"--build-lib={folder / 'lib'}"]

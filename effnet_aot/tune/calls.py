@@ -18,6 +18,15 @@ GUARD = 64  # elements of NaN before and after an operand, which keep it on a 16
 # The ops of several convolutions, with their weights.
 BEGINNING = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias")
 CHAINS = {"expand_depthwise": BEGINNING, "mbconv": (*BEGINNING, "project_weight", "project_bias")}
+# The kernels with narrow maps (triton_src/_narrow.py), which a block in float32 has and no call of its own: op and precision, and
+# the ops that have to do without a kernel of their own to come to them.
+INNER = {
+    ("pointwise", "narrowing"): ("mbconv", "expand_depthwise"),
+    ("depthwise", "narrow"): ("mbconv", "expand_depthwise"),
+    ("expand_depthwise", "narrowing"): ("mbconv",),
+    ("pointwise", "widening"): ("mbconv",),
+    ("pointwise", "widening16"): ("mbconv",),
+}
 FORMATS = {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last}
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from ..aot.tables import NONE, Line, Problem, Table
-from .calls import parts
+from .calls import INNER, parts
 
 GAIN = 0.02
 SHIPPED = 3
+BEGINNING = ("expand_depthwise", "narrowing")  # of the INNER choices the one that others are made without
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def update(table, measured, capability):
     lines, picked = dict(old), {}
     for group, members in groups.items():
         measured_keys = {m.key for m in members}
-        others = {line.variant for line in old.values() if line.group == group and line.key not in measured_keys}
+        others = {line.variant for line in old.values() if line.group == group and line.key not in measured_keys} - {NONE}
         picked |= {m.key: (m, variant) for m, variant in choose(members, {m.key: old[m.key].variant for m in members if m.key in old}, others)}
     for m, variant in consolidate(picked, [line for line in old.values() if line.key not in picked]):
         lines[m.key] = Line(*m.key, capability, variant, m.times[variant], m.default, m.times.get(m.default, m.times[variant]))
@@ -53,15 +54,15 @@ def choose(members, standing, others=frozenset()):
         stands = stands if stands in m.times else m.default if m.default in m.times else min(m.times, key=m.times.get)
         best = min(m.times, key=m.times.get)
         picks[m.key] = best if m.times[best] <= (1 - GAIN) * m.times[stands] else stands
-    wanted = list(dict.fromkeys(picks.values()))
+    wanted = [v for v in dict.fromkeys(picks.values()) if v != NONE]
     if len({*wanted, *others}) > SHIPPED:
         kept = [v for v in others if any(v in m.times for m in members)]
         free = max(0, SHIPPED - len(others))
         sets = [[*kept, *some] for some in combinations([v for v in wanted if v not in others], free)] if free else [kept]
         sets = [s for s in sets if all(any(v in m.times for v in s) for m in members)] or [[members[0].default]]
-        allowed = min(sets, key=lambda s: sum(min(m.times.get(v, float("inf")) for v in s) / m.times[picks[m.key]] for m in members))
+        allowed = min(sets, key=lambda s: sum(min(m.times.get(v, float("inf")) for v in s) / m.times[picks[m.key]] for m in members if picks[m.key] != NONE))
         for m in members:
-            if picks[m.key] not in allowed:
+            if picks[m.key] not in (*allowed, NONE):
                 picks[m.key] = min((v for v in allowed if v in m.times), key=m.times.get, default=m.default)
     return [(m, picks[m.key]) for m in members if picks[m.key] in m.times]
 
@@ -72,12 +73,14 @@ def needed(lines, problems, measured):
     variants = {line.key: line.variant for line in lines}
     of_blocks = {part for problem in problems for part in parts(problem.call)}
     keys, kept = {m.key for m in measured.values()}, set()
-    asked = [problem for problem in problems if problem.call not in of_blocks]
+    asked = [problem for problem in problems if problem.call not in of_blocks and not problem.inner]
     for problem in asked:  # which grows: parts may have parts
         key = measured[problem].key if problem in measured else None
         kept.add(key)
         if variants.get(key, NONE) == NONE:
-            asked += [replace(problem, call=part) for part in parts(problem.call)]
+            inner = {p.inner: measured[p].key for p in problem.inside() if p in measured}
+            kept |= {k for kind, k in inner.items() if not INNER[kind][1:] or variants.get(inner.get(BEGINNING), NONE) == NONE}
+            asked += [] if inner else [replace(problem, call=part) for part in parts(problem.call)]
     return [line for line in lines if line.key in kept or line.key not in keys]
 
 

@@ -9,13 +9,13 @@ import json
 import math
 import statistics
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..aot.tables import NONE
-from .calls import Call, all_parts, run_parts
+from .calls import INNER, Call, all_parts, run_parts
 from .choose import Measured
 from .exact import exact
 
@@ -32,19 +32,27 @@ AHEAD = 60_000  # GPU cycles in which the host queues what is timed next
 
 @dataclass(frozen=True)
 class Problem:
+    """The choice of a call, or one of the INNER ones that it makes on the way."""
+
     call: Call
     dtype: str  # "float16"
     batch: int
+    inner: tuple[str, str] | None = None
 
     def __str__(self):
-        return f"{self.call}, {self.dtype}, batch {self.batch}"
+        return f"{self.call}, {self.dtype}, batch {self.batch}" + (f": {' '.join(self.inner)}" if self.inner else "")
+
+    def inside(self):
+        """The INNER choices of a block."""
+        return [replace(self, inner=inner) for inner in INNER] if self.call.op == "mbconv" and self.dtype == "float32" and not self.inner else []
 
 
 def problems(networks, dtypes, batches):
     """Every call of the networks once, small batches first: what is found early is worth most if the time runs out. Blocks
     and their beginnings come last, as they compete with their parts."""
     calls = sorted(dict.fromkeys(call for found in networks.values() for call in found), key=lambda call: len(all_parts(call)))
-    return [Problem(call, dtype, batch) for batch in batches for dtype in dtypes for call in calls]
+    every = (Problem(call, dtype, batch) for batch in batches for dtype in dtypes for call in calls)
+    return [one for problem in every for one in (*problem.inside(), problem)]
 
 
 class Clock:
@@ -125,35 +133,38 @@ class Clock:
         return start.elapsed_time(end) / 1e3
 
 
-def measure(library, clock, problem, standing=None, tf32=True, fastest=None):
+def measure(library, clock, problem, standing=None, tf32=True, fastest=None, inner=None):
     """Measured, or None for a call that has no candidates of its own. `standing` maps keys to the variants of the table so far;
-    `fastest` gives the variant to take for one of the calls that a block can be computed by, or None where that is not known."""
+    `fastest` gives the variant to take for one of the calls that a block can be computed by, or None where that is not known, and
+    `inner` are the Measured of its INNER choices. Times of such a choice are those of the whole block."""
     dtype = getattr(torch, problem.dtype)
     arguments = problem.call.make(problem.batch, dtype, clock.device)
     run = lambda: problem.call.run(arguments)  # noqa: E731
-    with library.taking():
+    without = dict.fromkeys(INNER[problem.inner] if problem.inner else (), NONE)
+    with library.assigned(without):
         run()
-        own = list(dict.fromkeys(choice for choice in library.choices() if choice.op == problem.call.op))
-    if len(own) != 1 or len(own[0].fitting) < 2:
+        own = {choice.key: choice for choice in library.choices() if (choice.op, choice.precision) == problem.inner or (not problem.inner and choice.op == problem.call.op)}
+    if len(own) != 1 or len(next(iter(own.values())).fitting) < 2:
         return None
-    (choice,) = own
+    (choice,) = own.values()
     truth = exact(problem.call.op, arguments, tf32 and dtype == torch.float32)
     if truth is None:
         return None
     found = Measured(*choice.key, choice.variant, {})
     first, pool = {}, clock.pool()
+    best = {m.key: min(m.times, key=m.times.get) for m in inner or () if m.times and m.key != choice.key}
     for variant in choice.fitting:
         # What competes with a block's own kernels are the others' best ones.
-        parted = variant == NONE and fastest
+        parted = variant == NONE and fastest and not best
         way = (lambda: in_parts(library, problem.call, arguments, fastest)) if parted else run
-        with nullcontext() if parted else library.taking(choice.op, variant):
+        with nullcontext() if parted else library.assigned(best | without | {choice.key: variant}):
             try:
                 out = way()
             except RuntimeError as error:  # not launched
                 found.wrong[variant] = str(error).splitlines()[0]
                 continue
             if not parted:
-                (taken,) = {c.variant for c in library.choices() if c.op == choice.op}
+                (taken,) = {c.variant for c in library.choices() if c.key == choice.key}
                 assert taken == variant, f"{variant} was asked for and {taken} came"
             try:
                 excess = truth.excess(out)
@@ -164,14 +175,14 @@ def measure(library, clock, problem, standing=None, tf32=True, fastest=None):
             if not excess <= 1:
                 found.wrong[variant] = f"off by {excess:.1f} times what rounding explains"
                 continue
-            best = min(found.times.values(), default=math.inf) / 1e6
-            first[variant] = clock.prepare(way, pool, FAR * best)
+            fewest = min(found.times.values(), default=math.inf) / 1e6
+            first[variant] = clock.prepare(way, pool, FAR * fewest)
             seconds = first[variant]()
-            found.times[variant] = 1e6 * (seconds if seconds > FAR * best else min(seconds, first[variant]()))
+            found.times[variant] = 1e6 * (seconds if seconds > FAR * fewest else min(seconds, first[variant]()))
     if not first:
         return found
-    fastest = min(found.times.values())
-    kept = sorted((v for v in first if found.times[v] <= NEAR * fastest), key=found.times.get)[:FINALISTS]
+    least = min(found.times.values())
+    kept = sorted((v for v in first if found.times[v] <= NEAR * least), key=found.times.get)[:FINALISTS]
     kept += [v for v in {choice.variant, (standing or {}).get(choice.key)} if v in first and v not in kept]
     samples = {v: [] for v in kept}
     for _ in range(ROUNDS):

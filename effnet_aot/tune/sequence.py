@@ -144,11 +144,11 @@ def near(measured, fitting):
 
 
 def keys_of(calls, dtype, batch, done):
-    """{call: key} of the calls and of what they can be done by instead, where that was measured; `done` are Measured or None by
-    str(Problem)."""
-    every = dict.fromkeys(part for call in calls for part in (call, *all_parts(call)))
-    found = {call: done.get(str(Problem(call, dtype, batch))) for call in every}
-    return {call: m.key for call, m in found.items() if m}
+    """{call: [its own key or None, those of its inner choices]} of the calls and of what they can be done by instead, where any of
+    it was measured; `done` are Measured or None by str(Problem)."""
+    every = [Problem(part, dtype, batch) for part in dict.fromkeys(part for call in calls for part in (call, *all_parts(call)))]
+    found = {problem.call: [m and m.key for p in (problem, *problem.inside()) if (m := done.get(str(p))) or not p.inner] for problem in every}
+    return {call: keys for call, keys in found.items() if any(keys)}
 
 
 def starting(keys, measured, lines):
@@ -171,9 +171,11 @@ def places(calls, keys, variants):
     counts, queue = {}, list(calls)
     while queue:
         call = queue.pop()
-        key = keys.get(call)
-        counts[key] = counts.get(key, 0) + 1
-        if key is None or variants.get(key) == NONE:
+        own, *inner = keys.get(call, [None])
+        several = own is None or variants.get(own) == NONE
+        for key in (own, *inner) if several else (own,):
+            counts[key] = counts.get(key, 0) + 1
+        if several and not inner:
             queue += parts(call)
     counts.pop(None, None)
     return counts
@@ -182,8 +184,8 @@ def places(calls, keys, variants):
 def ships(lines):
     """may_ship for the lines of a table, by key: at most three variants for the batches of a shape."""
     def allowed(key, variant):
-        others = {line.variant for line in lines.values() if line.group == key[:3] and line.key != key}
-        return len(others | {variant}) <= max(SHIPPED, len(others))
+        others = {line.variant for line in lines.values() if line.group == key[:3] and line.key != key} - {NONE}
+        return variant == NONE or len(others | {variant}) <= max(SHIPPED, len(others))
 
     return allowed
 
