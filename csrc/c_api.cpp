@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <initializer_list>
 #include <limits>
@@ -89,16 +90,16 @@ struct Checker {
     return value;
   }
 
-  void address(const char* name, const void* pointer, size_t element_size) const {
+  void address(const char* name, const void* pointer, size_t element) const {
     if (!pointer) fail(std::string(name) + " must not be null", "null");
-    if (reinterpret_cast<uintptr_t>(pointer) % element_size)
-      fail(std::string(name) + " must be aligned to its elements of " + std::to_string(element_size) + " bytes", "an address that is not");
+    if (reinterpret_cast<uintptr_t>(pointer) % element)
+      fail(std::string(name) + " must be aligned to its elements of " + std::to_string(element) + " bytes", "an address that is not");
   }
 
-  void addresses(const void* x, const void* weight, const void* out, size_t element_size) const {
-    address("x", x, element_size);
-    address("weight", weight, element_size);
-    address("out", out, element_size);
+  void addresses(const void* x, const void* weight, const void* out, Precision precision) const {
+    address("x", x, bytes_of_x(precision));
+    address("weight", weight, bytes_of_weight(precision));
+    address("out", out, bytes_of_out(precision));
   }
 
   // Offsets are computed in 32 bits on the device.
@@ -119,7 +120,12 @@ struct Checker {
     if (last > kMaxInt32) fail(std::string(name) + " must reach no element beyond 2147483647", std::to_string(last));
   }
 
-  Precision precision(int32_t value) const { return Precision(number("precision", value, EFFNET_FP16, EFFNET_FP32)); }
+  // `narrow`: those with a narrow map that the function knows besides.
+  Precision precision(int32_t value, std::initializer_list<Precision> narrow = {}) const {
+    for (Precision p : narrow)
+      if (value == static_cast<int32_t>(p)) return p;
+    return Precision(number("precision", value, EFFNET_FP16, EFFNET_FP32));
+  }
   bool channels_last(int32_t layout) const { return number("layout", layout, EFFNET_NCHW, EFFNET_NHWC) == EFFNET_NHWC; }
 
   // The activation's bounds.
@@ -131,15 +137,13 @@ struct Checker {
   Tail tail(const effnet_epilogue* given, Precision precision) const;
 };
 
-size_t element_size(Precision precision) { return precision == Precision::fp16 || precision == Precision::bf16 ? 2 : 4; }
-
 Tail Checker::tail(const effnet_epilogue* given, Precision precision) const {
   Tail tail{};
   tail.low = -INFINITY, tail.high = INFINITY;
   if (!given) return tail;
   const auto e = read("epilogue", given, sizeof(effnet_epilogue));
-  tail.vectors_are_fp32 = number("epilogue->vectors_are_fp32", e.vectors_are_fp32, 0, 1) == 1 && element_size(precision) == 2;
-  const size_t bytes = tail.vectors_are_fp32 ? 4 : element_size(precision);
+  tail.vectors_are_fp32 = number("epilogue->vectors_are_fp32", e.vectors_are_fp32, 0, 1) == 1 && bytes_of_element(precision) == 2;
+  const size_t bytes = tail.vectors_are_fp32 ? 4 : bytes_of_element(precision);
 
   const void* vectors[] = {e.bn_weight, e.bn_bias, e.bn_mean, e.bn_var};
   const char* names[] = {"epilogue->bn_weight", "epilogue->bn_bias", "epilogue->bn_mean", "epilogue->bn_var"};
@@ -174,8 +178,9 @@ int64_t out_size(const Checker& check, const Axis& a, int64_t largest_stride = k
 
 // The part that the 1x1 convolutions share.
 PointwiseProblem pointwise_problem(const char* op, const Checker& check, const effnet_pointwise* given, bool pooled) {
-  const auto p = check.read("effnet_pointwise", given, sizeof(effnet_pointwise));
-  const Precision precision = check.precision(p.precision);
+  const auto p = check.read("effnet_pointwise", given, offsetof(effnet_pointwise, weight_scale));
+  using enum Precision;
+  const Precision precision = pooled ? check.precision(p.precision) : check.precision(p.precision, {narrowing, widening, widening16});
   PointwiseProblem problem{.op = op, .precision = precision, .channels_last = check.channels_last(p.layout), .x = p.x, .weight = p.weight, .out = p.out,
                            .batch = check.number("batch", p.batch, 0), .pixels = check.number("height", p.height, 1) * check.number("width", p.width, 1),
                            .in_channels = check.number("in_channels", p.in_channels, 1), .out_channels = check.number("out_channels", p.out_channels, 1),
@@ -184,9 +189,12 @@ PointwiseProblem pointwise_problem(const char* op, const Checker& check, const e
   check.indexable("weight", {problem.out_channels, problem.in_channels});
   check.indexable("out", {problem.batch, problem.out_channels, pooled ? 1 : problem.pixels});
   if (pooled && p.residual) check.fail("residual must be null", "an address");
+  if (p.residual && precision == narrowing) check.fail("residual must be null with EFFNET_NARROWING", "an address");
+  if (p.weight_scale && precision != widening16) check.fail("weight_scale must be null where precision is not EFFNET_WIDENING16", "an address");
   if (problem.batch == 0) return problem;
-  check.addresses(p.x, p.weight, p.out, element_size(precision));
-  if (p.residual) check.address("residual", problem.tail.residual = p.residual, element_size(precision));
+  check.addresses(p.x, p.weight, p.out, precision);
+  if (p.residual) check.address("residual", problem.tail.residual = p.residual, bytes_of_element(precision));
+  if (precision == widening16) check.address("weight_scale", problem.weight_scale = p.weight_scale, sizeof(float));
   return problem;
 }
 
@@ -215,9 +223,9 @@ struct Convolution {
     if (p.batch > 0) {
       check.strides("x_strides", x_strides, {p.batch, p.in_channels, p.height, p.width});
       check.strides("weight_strides", weight_strides, {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
-      check.address("x", p.x, element_size(precision));
-      check.address("weight", p.weight, element_size(precision));
-      if (stores) check.address("out", p.out, element_size(precision));
+      check.address("x", p.x, bytes_of_element(precision));
+      check.address("weight", p.weight, bytes_of_element(precision));
+      if (stores) check.address("out", p.out, bytes_of_out(precision));
     }
     problem = {.op = "conv", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
                .in_channels = p.in_channels, .height = p.height, .width = p.width, .out_channels = p.out_channels, .out_height = out_height,
@@ -234,16 +242,17 @@ struct Convolution {
 // `loads` x has no address.
 template <class Problem, class Struct>
 Problem expanding_problem(const char* op, const Checker& check, const Struct& p, bool loads = true) {
-  const Precision precision = check.precision(p.precision);
+  constexpr bool projects = requires { p.out_channels; };
+  const Precision precision = projects ? check.precision(p.precision) : check.precision(p.precision, {Precision::narrowing});
   const bool channels_last = check.channels_last(p.layout);
   check.number("batch", p.batch, 0);
   check.number("in_channels", p.in_channels, 1);
   check.number("hidden", p.hidden, 1);
-  if constexpr (requires { p.out_channels; }) check.number("out_channels", p.out_channels, 1);
+  if constexpr (projects) check.number("out_channels", p.out_channels, 1);
   if (p.kernel != 3 && p.kernel != 5) check.fail("kernel must be 3 or 5", std::to_string(p.kernel));
   const int64_t out_height = out_size(check, {"height", "top", "bottom", "stride_y", p.height, p.top, p.bottom, p.kernel, p.stride_y}, 2);
   const int64_t out_width = out_size(check, {"width", "left", "right", "stride_x", p.width, p.left, p.right, p.kernel, p.stride_x}, 2);
-  if constexpr (requires { p.out_channels; }) {
+  if constexpr (projects) {
     if (!p.expand_weight && p.expand_bias) check.fail("expand_bias must be null where expand_weight is", "an address");
     if (!p.expand_weight && p.hidden != p.in_channels)
       check.fail("hidden must be in_channels, " + std::to_string(p.in_channels) + ", where expand_weight is null", std::to_string(p.hidden));
@@ -254,7 +263,7 @@ Problem expanding_problem(const char* op, const Checker& check, const Struct& p,
   check.indexable("expand_weight", {p.hidden, p.in_channels});
   check.indexable("depthwise_weight", {p.hidden, p.kernel, p.kernel});
 
-  const size_t element = element_size(precision);
+  const size_t element = bytes_of_element(precision);
   const bool fp32_biases = check.number("biases_are_fp32", p.biases_are_fp32, 0, 1) == 1;
   const size_t bias_element = fp32_biases ? 4 : element;
   const bool taps_first = check.number("depthwise_taps_first", p.depthwise_taps_first, 0, 1) == 1;
@@ -262,8 +271,8 @@ Problem expanding_problem(const char* op, const Checker& check, const Struct& p,
   if (p.batch > 0) {
     if (loads) check.address("x", p.x, element);
     check.address("depthwise_weight", p.depthwise_weight, element);
-    check.address("out", p.out, element);
-    if (p.expand_weight || !requires { p.out_channels; }) check.address("expand_weight", p.expand_weight, element);
+    check.address("out", p.out, bytes_of_out(precision));
+    if (p.expand_weight || !projects) check.address("expand_weight", p.expand_weight, element);
     if (p.expand_bias) check.address("expand_bias", p.expand_bias, bias_element);
     if (p.depthwise_bias) check.address("depthwise_bias", p.depthwise_bias, bias_element);
   }
@@ -289,7 +298,7 @@ MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool 
   check.indexable("out", {p.batch, p.out_channels, problem.out_height, problem.out_width});
   problem.project_weight = p.project_weight, problem.project_bias = p.project_bias, problem.residual = p.residual, problem.out_channels = p.out_channels;
   if (p.batch == 0) return problem;
-  const size_t element = element_size(problem.precision);
+  const size_t element = bytes_of_element(problem.precision);
   check.address("project_weight", p.project_weight, element);
   if (p.residual) check.address("residual", p.residual, element);
   if (p.project_bias) check.address("project_bias", p.project_bias, p.biases_are_fp32 ? 4 : element);
@@ -396,11 +405,25 @@ int effnet_launch_pointwise_pool(const effnet_pointwise* given, int device, void
   });
 }
 
+int effnet_launch_narrow_weight(const effnet_narrow_weight* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_narrow_weight"};
+    const auto p = check.read("effnet_narrow_weight", given, sizeof(effnet_narrow_weight));
+    check.number("rows", p.rows, 1);
+    check.number("depth", p.depth, 1);
+    check.indexable("weight", {p.rows, p.depth});
+    check.address("weight", p.weight, sizeof(float));
+    check.address("out", p.out, bytes_of_weight(Precision::widening16));
+    check.address("scale", p.scale, sizeof(float));
+    launch_narrow_weight({.op = "narrow_weight", .weight = p.weight, .out = p.out, .scale = p.scale, .rows = p.rows, .depth = p.depth, .variant = p.variant}, {device, stream});
+  });
+}
+
 int effnet_launch_depthwise(const effnet_depthwise* given, int device, void* stream) {
   return guarded([&] {
     const Checker check{"effnet_launch_depthwise"};
     const auto p = check.read("effnet_depthwise", given, sizeof(effnet_depthwise));
-    const Precision precision = check.precision(p.precision);
+    const Precision precision = check.precision(p.precision, {Precision::narrow});
     const bool channels_last = check.channels_last(p.layout);
     check.number("batch", p.batch, 0);
     check.number("channels", p.channels, 1);
@@ -412,7 +435,7 @@ int effnet_launch_depthwise(const effnet_depthwise* given, int device, void* str
     check.indexable("out", {p.batch, p.channels, out_height, out_width});
     const Tail tail = check.tail(p.epilogue, precision);
     if (p.batch == 0) return;
-    check.addresses(p.x, p.weight, p.out, element_size(precision));
+    check.addresses(p.x, p.weight, p.out, precision);
     launch_depthwise({.op = "depthwise", .precision = precision, .channels_last = channels_last, .x = p.x, .weight = p.weight, .out = p.out, .batch = p.batch,
                       .channels = p.channels, .height = p.height, .width = p.width, .out_height = out_height, .out_width = out_width, .kernel = p.kernel,
                       .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .tail = tail, .variant = p.variant}, {device, stream});
@@ -439,7 +462,7 @@ int effnet_launch_linear(const effnet_linear* given, int device, void* stream) {
     check.indexable("out", {p.rows, p.out_features});
     const Tail tail = check.tail(p.epilogue, precision);
     if (p.rows == 0) return;
-    check.addresses(p.x, p.weight, p.out, element_size(precision));
+    check.addresses(p.x, p.weight, p.out, precision);
     launch_linear({.op = "linear", .precision = precision, .x = p.x, .weight = p.weight, .out = p.out, .rows = p.rows, .in_features = p.in_features,
                    .out_features = p.out_features, .tail = tail, .variant = p.variant}, {device, stream});
   });
@@ -468,8 +491,8 @@ int effnet_launch_fold_batch_norm(const effnet_fold_batch_norm* given, int devic
     int64_t weight_strides[4] = {p.in_channels * p.kernel_y * p.kernel_x, p.kernel_y * p.kernel_x, p.kernel_x, 1};
     if (p.weight_strides) std::copy_n(p.weight_strides, 4, weight_strides);
     check.strides("weight_strides", weight_strides, {p.out_channels, p.in_channels, p.kernel_y, p.kernel_x});
-    check.address("weight", p.weight, element_size(precision));
-    check.address("out", p.out, element_size(out_precision));
+    check.address("weight", p.weight, bytes_of_element(precision));
+    check.address("out", p.out, bytes_of_element(out_precision));
     check.address("out_bias", p.out_bias, 4);
     launch_fold_batch_norm({.op = "fold_batch_norm", .precision = precision, .out_precision = out_precision, .weight = p.weight, .out = p.out,
                             .out_bias = p.out_bias, .out_channels = p.out_channels, .in_channels = p.in_channels, .kernel_y = p.kernel_y,
@@ -492,7 +515,7 @@ int effnet_launch_expand_depthwise(const effnet_expand_depthwise* given, int dev
     const auto p = check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise));
     const auto problem = expand_depthwise_problem(check, p);
     if (problem.batch == 0) return;
-    check_workspace(check, p.workspace, [&] { return expand_depthwise_workspace(problem, {.device = device}); }, element_size(problem.precision), "effnet_expand_depthwise_workspace");
+    check_workspace(check, p.workspace, [&] { return expand_depthwise_workspace(problem, {.device = device}); }, bytes_of_element(problem.precision), "effnet_expand_depthwise_workspace");
     launch_expand_depthwise(problem, p.workspace, {device, stream});
   });
 }
@@ -512,7 +535,7 @@ int effnet_launch_mbconv(const effnet_mbconv* given, int device, void* stream) {
     const auto p = check.read("effnet_mbconv", given, sizeof(effnet_mbconv));
     const auto problem = mbconv_problem(check, p);
     if (problem.batch == 0) return;
-    check_workspace(check, p.workspace, [&] { return mbconv_workspace(problem, {.device = device}); }, element_size(problem.precision), "effnet_mbconv_workspace");
+    check_workspace(check, p.workspace, [&] { return mbconv_workspace(problem, {.device = device}); }, bytes_of_element(problem.precision), "effnet_mbconv_workspace");
     launch_mbconv(problem, p.workspace, {device, stream});
   });
 }
@@ -532,7 +555,7 @@ int effnet_launch_stem_mbconv(const effnet_stem_mbconv* given, int device, void*
     const StemAndBlock both(check, given);
     if (both.problem.stem.batch == 0) return;
     if (both.p.workspace) {
-      check.address("workspace", both.p.workspace, element_size(both.problem.stem.precision));
+      check.address("workspace", both.p.workspace, bytes_of_element(both.problem.stem.precision));
     } else if (const int64_t bytes = stem_mbconv_workspace(both.problem, {.device = device})) {
       check.fail("workspace must have " + std::to_string(bytes) + " bytes, see effnet_stem_mbconv_workspace()", "null");
     }

@@ -218,7 +218,7 @@ class TileTable {
   std::unordered_map<uint64_t, std::vector<Line>> lines_;  // of the tuning table
 };
 
-constexpr int kPrecisions = 4;
+constexpr int kPrecisions = 8;
 
 // The key of the ops whose variants differ in precision, layout, alignment and whether they have batch norm folded: the 1x1
 // convolutions.

@@ -67,9 +67,10 @@ Tail tail_of(const ExpandDepthwiseProblem& p, const void* bias) {
 }
 
 void launch_unfused(const ExpandDepthwiseProblem& p, void* expanded, Place place) {
+  const Precision filter = p.precision == Precision::narrowing ? Precision::narrow : p.precision;
   launch_pointwise({.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = p.x, .weight = p.expand_weight, .out = expanded,
                     .batch = p.batch, .pixels = p.height * p.width, .in_channels = p.in_channels, .out_channels = p.hidden, .tail = tail_of(p, p.expand_bias)}, place);
-  launch_depthwise({.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = expanded, .weight = p.depthwise_weight, .out = p.out,
+  launch_depthwise({.op = p.op, .precision = filter, .channels_last = p.channels_last, .x = expanded, .weight = p.depthwise_weight, .out = p.out,
                     .batch = p.batch, .channels = p.hidden, .height = p.height, .width = p.width, .out_height = p.out_height, .out_width = p.out_width,
                     .kernel = p.kernel, .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .tail = tail_of(p, p.depthwise_bias),
                     .taps_first = p.depthwise_taps_first}, place);
@@ -78,7 +79,7 @@ void launch_unfused(const ExpandDepthwiseProblem& p, void* expanded, Place place
 }  // namespace
 
 int64_t expand_depthwise_workspace(const ExpandDepthwiseProblem& p, Place place) {
-  return fused(p, place) ? 0 : p.batch * p.hidden * p.height * p.width * bytes_of_element(p.precision);
+  return fused(p, place) ? 0 : p.batch * p.hidden * p.height * p.width * bytes_of_out(p.precision);
 }
 
 void launch_expand_depthwise(const ExpandDepthwiseProblem& p, void* workspace, Place place) {

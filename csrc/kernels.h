@@ -8,10 +8,20 @@
 
 namespace effnet {
 
-// Storage type and arithmetic. The order is the one of PRECISION_CODES in triton_src/_variant.py.
-enum class Precision { fp16, bf16, tf32, fp32 };
+// Storage type and arithmetic. The order is the one of PRECISION_CODES in triton_src/_variant.py. The last four are TF32 with a
+// narrow map (triton_src/_narrow.py), float16 that stands for float32 in [0, kMostNarrow]: as the result, on both sides, as x, and as
+// x with a weight of launch_narrow_weight().
+enum class Precision { fp16, bf16, tf32, fp32, narrowing, narrow, widening, widening16 };
 
+constexpr float kNarrowScale = 8192, kMostNarrow = 65504 / kNarrowScale;
+
+// Of an element of vectors that are not float32 anyway, of a residual, and of all else that is not narrow.
 inline int64_t bytes_of_element(Precision precision) { return precision == Precision::fp16 || precision == Precision::bf16 ? 2 : 4; }
+inline int64_t bytes_of_x(Precision precision) {
+  return precision == Precision::narrow || precision == Precision::widening || precision == Precision::widening16 ? 2 : bytes_of_element(precision);
+}
+inline int64_t bytes_of_weight(Precision precision) { return precision == Precision::widening16 ? 2 : bytes_of_element(precision); }
+inline int64_t bytes_of_out(Precision precision) { return precision == Precision::narrowing || precision == Precision::narrow ? 2 : bytes_of_element(precision); }
 
 // y = activation((accumulator - mean) / sqrt(var + eps) * weight + bias + residual), or with a bias alone.
 struct Tail {
@@ -31,7 +41,17 @@ struct PointwiseProblem {
   void* out;
   int64_t batch, pixels, in_channels, out_channels;  // pixels of one image
   Tail tail;
+  const void* weight_scale = nullptr;  // of Precision::widening16: a float32 an output channel, by which sums are multiplied
   const char* variant = nullptr;  // null: the library chooses
+};
+
+// A weight (rows, depth) of float32 as Precision::widening16 takes it, and its rows' scales, in float32.
+struct NarrowWeightProblem {
+  const char* op;
+  const void* weight;
+  void *out, *scale;
+  int64_t rows, depth;
+  const char* variant = nullptr;
 };
 
 struct DepthwiseProblem {
@@ -121,6 +141,7 @@ struct FoldBatchNormProblem {
 };
 
 void launch_pointwise(const PointwiseProblem& problem, Place place);
+void launch_narrow_weight(const NarrowWeightProblem& problem, Place place);
 void launch_pointwise_pool(const PointwiseProblem& problem, Place place);
 void launch_depthwise(const DepthwiseProblem& problem, Place place);
 void launch_conv(const ConvProblem& problem, Place place);

@@ -7,21 +7,41 @@
 namespace effnet {
 namespace {
 
+// Whether the hidden maps of several kernels are narrow: where nothing is lost by it to TF32, and there are kernels for it.
+bool has_narrow_maps(const MbconvProblem& p) {
+  return p.precision == Precision::tf32 && p.channels_last && p.expand_weight && p.low == 0 && p.high <= kMostNarrow && p.stride_y == p.stride_x &&
+         aligned({p.x, p.expand_weight, p.depthwise_weight, p.project_weight, p.residual, p.out}, {p.in_channels, p.hidden, p.out_channels});
+}
+
+// The precision of the kernels in front of the projection, and its own.
+Precision hidden_precision(const MbconvProblem& p) { return has_narrow_maps(p) ? Precision::narrowing : p.precision; }
+
+// Making the weight narrow is a kernel more, which many pixels make up for.
+Precision projection_precision(const MbconvProblem& p, Place place) {
+  constexpr int64_t kManyPixels = 4096;
+  if (!has_narrow_maps(p)) return p.precision;
+  return p.batch * place.lanes * p.out_height * p.out_width >= kManyPixels ? Precision::widening16 : Precision::widening;
+}
+
 ExpandDepthwiseProblem expand_depthwise(const MbconvProblem& p, void* filtered) {
-  return {.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = p.x, .expand_weight = p.expand_weight, .expand_bias = p.expand_bias,
+  return {.op = p.op, .precision = hidden_precision(p), .channels_last = p.channels_last, .x = p.x, .expand_weight = p.expand_weight, .expand_bias = p.expand_bias,
           .depthwise_weight = p.depthwise_weight, .depthwise_bias = p.depthwise_bias, .out = filtered, .batch = p.batch, .in_channels = p.in_channels,
           .hidden = p.hidden, .height = p.height, .width = p.width, .out_height = p.out_height, .out_width = p.out_width, .kernel = p.kernel,
           .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .low = p.low, .high = p.high,
           .vectors_are_fp32 = p.vectors_are_fp32, .depthwise_taps_first = p.depthwise_taps_first};
 }
 
-// What the workspace holds, one after the other: the expanded map, if there is one in memory, and the filtered one.
+// What the workspace holds, one after the other: the expanded map, if there is one in memory, the filtered one, and a narrow weight.
 struct Maps {
   Maps(const MbconvProblem& p, Place place) {
     if (p.expand_weight) filtered = padded(expand_depthwise_workspace(expand_depthwise(p, nullptr), place));
-    bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_element(p.precision);
+    bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_out(hidden_precision(p));
+    if (projection_precision(p, place) != Precision::widening16) return;
+    weight = padded(bytes);
+    scale = weight + padded(p.out_channels * p.hidden * bytes_of_weight(Precision::widening16));
+    bytes = scale + p.out_channels * int64_t{sizeof(float)};
   }
-  int64_t filtered = 0, bytes;  // where that one starts, and how much all take
+  int64_t filtered = 0, weight = 0, scale = 0, bytes;  // where those start, and how much all take
 };
 
 Tail tail_of(const MbconvProblem& p, const void* bias, float low, float high) {
@@ -31,8 +51,13 @@ Tail tail_of(const MbconvProblem& p, const void* bias, float low, float high) {
 }
 
 void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
-  char* const filtered = static_cast<char*>(workspace) + Maps(p, place).filtered;
+  const Maps maps(p, place);
+  char *const base = static_cast<char*>(workspace), *const filtered = base + maps.filtered;
   constexpr float kInfinity = INFINITY;
+  const Precision projection = projection_precision(p, place);
+  const bool narrow_weight = projection == Precision::widening16;
+  if (narrow_weight)
+    launch_narrow_weight({.op = p.op, .weight = p.project_weight, .out = base + maps.weight, .scale = base + maps.scale, .rows = p.out_channels, .depth = p.hidden}, place);
   if (p.expand_weight)
     launch_expand_depthwise(expand_depthwise(p, filtered), workspace, place);
   else
@@ -43,8 +68,9 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
 
   Tail tail = tail_of(p, p.project_bias, -kInfinity, kInfinity);
   tail.residual = p.residual;
-  launch_pointwise({.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = filtered, .weight = p.project_weight, .out = p.out,
-                    .batch = p.batch, .pixels = p.out_height * p.out_width, .in_channels = p.hidden, .out_channels = p.out_channels, .tail = tail}, place);
+  launch_pointwise({.op = p.op, .precision = projection, .channels_last = p.channels_last, .x = filtered,
+                    .weight = narrow_weight ? base + maps.weight : p.project_weight, .out = p.out, .batch = p.batch, .pixels = p.out_height * p.out_width,
+                    .in_channels = p.hidden, .out_channels = p.out_channels, .tail = tail, .weight_scale = narrow_weight ? base + maps.scale : nullptr}, place);
 }
 
 // ---- in one kernel ----

@@ -36,7 +36,7 @@ void launch_pointwise(const PointwiseProblem& p, Place place) {
   const int64_t grid = grid_of(tile);
   if (grid == 0) refuse(p.op, tile, "in_channels " + std::to_string(p.in_channels));
   const auto& [p0, p1, p2, p3] = p.tail.vectors;
-  launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p1, p2, p3, p.tail.residual, p.out,
+  launch(p.op, *tile.variant, place, grid, p.x, p.weight, p0, p.weight_scale ? p.weight_scale : p1, p2, p3, p.tail.residual, p.out,
          int32_t(pixels), int32_t(p.out_channels), int32_t(p.in_channels), p.tail.eps, p.tail.low, p.tail.high, flags(p.tail));
 }
 

@@ -28,6 +28,12 @@ from triton.runtime import interpreter
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+# Of x, the weight and the result, where a map is narrow: values times SCALE. All else is float32.
+NARROW = {
+    "narrowing": (torch.float32, torch.float32, torch.float16), "narrow": (torch.float16, torch.float32, torch.float16),
+    "widening": (torch.float16, torch.float32, torch.float32), "widening16": (torch.float16, torch.float16, torch.float32),
+}  # fmt: skip
+SCALE = 2.0**13
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}  # half an ulp, of the output
 SUMS = 1e-5  # of float32 sums of a few hundred products, against the largest result
 HAS_BATCH_NORM, HAS_BIAS, VECTORS_ARE_FP32, HAS_RESIDUAL = 1, 2, 4, 8
@@ -63,7 +69,7 @@ def variants(op):
 
 
 def to_tf32(values):
-    """float32 as cvt.rna.tf32.f32 rounds it: to ten bits of mantissa, ties away from zero."""
+    """float32 rounded to ten bits of mantissa, ties away from zero."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32)
     return np.where(np.isfinite(values), ((bits + 0x1000) & ~0x1FFF).view(np.float32), values)
 
@@ -87,7 +93,7 @@ def complete_interpreter():
         return convert_float(values, from_type, to_type, rounding)
 
     def create_inline_asm(self, asm, constraints, handles, types, is_pure, pack):
-        assert asm.startswith("cvt.rna.tf32.f32"), f"unknown assembly: {asm}"
+        assert asm == import_module("triton_src._tf32").TO_BE_CUT.value, f"unknown assembly: {asm}"
         result = interpreter.TensorHandle(to_tf32(handles[0].data), tl.float32)
         return type("Call", (), {"get_result": lambda self, index: result})()
 
@@ -107,20 +113,32 @@ class Case:
         self.case = case
         self.variant = variants(case["op"])[case["variant"]]
         self.c = self.variant.constants
-        self.dtype = DTYPES[case["variant"].split("_")[0]]
+        precision = case["variant"].split("_")[0]
+        self.narrow = precision in NARROW
+        self.x_dtype, self.weight_dtype, self.dtype = NARROW[precision] if self.narrow else [DTYPES[precision]] * 3  # the last is the result's
         self.generator = torch.Generator().manual_seed(0)
         self.epilogue = case.get("epilogue", "bias")
 
     def random(self, *shape, dtype=None):
         values = torch.randn(shape, generator=self.generator)
-        if self.variant.name.startswith("tf32"):  # numbers that TF32 holds, so that it loses nothing
+        if self.narrow or self.variant.name.startswith("tf32"):  # numbers that TF32 holds, so that it loses nothing
             values = torch.from_numpy(to_tf32(values.numpy()))
-        return values.to(dtype or self.dtype)
+        return values.to(dtype or (torch.float32 if self.narrow else self.dtype))
+
+    def lying(self, x, weight):
+        """Both as the kernel reads them, and p1 where it is the weight's: a narrow map's values are positive."""
+        if self.x_dtype == self.dtype and not self.narrow:
+            return x, weight, None
+        scale = None
+        if self.weight_dtype == torch.float16:
+            exponent = 15 - torch.frexp(weight.abs().amax(1)).exponent
+            weight, scale = torch.ldexp(weight, exponent[:, None]).half(), torch.ldexp(torch.ones(len(weight)), -exponent) / SCALE
+        return (x * SCALE).half() if self.x_dtype == torch.float16 else x, weight, scale
 
     def vectors(self, channels):
         """p0..p3, the flags, and the epilogue on float64 values (N, C, ...) up to the residual."""
-        dtype = torch.float32 if self.case.get("fp32_vectors") else self.dtype
-        flags = VECTORS_ARE_FP32 if dtype != self.dtype else 0
+        dtype = torch.float32 if self.narrow or self.case.get("fp32_vectors") else self.dtype
+        flags = VECTORS_ARE_FP32 if dtype != self.weight_dtype else 0
         column = (1, -1) + (1,) * (0 if self.case["op"] == "linear" else 2)
         if self.epilogue == "none":
             unused = self.random(channels)
@@ -141,12 +159,13 @@ class Case:
     def launch(self, grid, tensors, out_numel, numbers, flags, **more):
         """Runs the kernel with a poisoned output between guards; returns the output and what else was written."""
         low, high = ACTIVATIONS[self.case.get("activation", "none")]
+        assert self.dtype != torch.float16 or not self.narrow or high == 6.0, "nothing else fits into a narrow map"
         buffer = torch.full((out_numel + 2 * GUARD,), 777.0, dtype=self.dtype)
         out = buffer[GUARD:-GUARD]
         tail = (getattr(self, "eps", 0.0), low, high, flags)
         self.variant.kernel[(grid,)](*tensors, *more.get("residual", ()), out, *numbers, *tail, **self.c, DEPENDENT_LAUNCH=False)
         assert (buffer[:GUARD] == 777).all() and (buffer[-GUARD:] == 777).all(), "wrote outside the output"
-        return out
+        return out.float() / SCALE if self.narrow and self.dtype == torch.float16 else out
 
     def activate(self, y):
         name = self.case.get("activation", "none")
@@ -160,6 +179,8 @@ class Case:
 
     def image(self, shape):
         x = self.random(*shape)
+        if self.narrow and self.x_dtype == torch.float16:
+            x = x.abs().clamp(max=6)
         for value, place in self.case.get("special", []):
             x[tuple(place)] = float(value)
         return x
@@ -182,6 +203,8 @@ class Pointwise(Case):
                 flags |= HAS_RESIDUAL
                 y = y + r.double()
         y = self.activate(y)
+        x, weight, scale = self.lying(x, weight)
+        vectors[1] = vectors[1] if scale is None else scale
         tensors = [guarded(nhwc(x) if rows else x), guarded(weight), *map(guarded, vectors)]
         tiles_n = ceil(o / self.c["BLOCK_N"])
         if self.pooled:
@@ -215,6 +238,7 @@ class Depthwise(Case):
             pixels, channels = out_h * out_w, n * c
         grid = ceil(pixels / self.c["BLOCK_P"]) * ceil(channels / self.c["BLOCK_C"])
         taps_first = self.case.get("taps_first", False)
+        x, *_ = self.lying(x, weight)
         lying, strides = (weight.flatten(1).t(), (1, c)) if taps_first else (weight, (kernel * kernel, 1))
         tensors = [guarded(nhwc(x) if rows else x), guarded(lying), *map(guarded, vectors)]
         out = self.launch(grid, tensors, y.numel(), (n, c, h, w, out_h, out_w, sy, sx, left, top, *strides), flags)
@@ -258,6 +282,24 @@ class Linear(Case):
         self.compare(out.view(m, n), y)
 
 
+class NarrowWeight(Case):
+    def run(self):
+        rows, depth = self.case["shape"]
+        weight = self.random(rows, depth, dtype=torch.float32) * torch.logspace(-30, 30, rows)[:, None]
+        weight[0] = 0
+        for value, place in self.case.get("special", []):
+            weight[tuple(place)] = float(value)
+        largest = torch.where(weight.isfinite(), weight.abs(), 0.0).amax(1)
+        exponent = torch.where(largest == 0, 113, 15 - torch.frexp(largest).exponent).clamp(-113, 113)
+        buffers = [torch.full((count + 2 * GUARD,), 777.0, dtype=dtype) for count, dtype in ((rows * depth, torch.float16), (rows, torch.float32))]
+        out, scale = (b[GUARD:-GUARD] for b in buffers)
+        self.variant.kernel[(ceil(rows / self.c["BLOCK_M"]),)](guarded(weight), out, scale, rows, depth, **self.c, DEPENDENT_LAUNCH=False)
+        for b in buffers:
+            assert (b[:GUARD] == 777).all() and (b[-GUARD:] == 777).all(), "wrote outside the output"
+        torch.testing.assert_close(out.view(rows, depth), torch.ldexp(weight, exponent[:, None]).half(), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(scale, torch.ldexp(torch.ones(rows), -exponent) / SCALE, rtol=0, atol=0)
+
+
 class FoldBatchNorm(Case):
     def run(self):
         shape, out_dtype = self.case["shape"], DTYPES[self.variant.name.split("_")[2]]
@@ -282,14 +324,14 @@ class FoldBatchNorm(Case):
         torch.testing.assert_close(out.double(), expected, rtol=1.01 * ROUNDING[out.dtype], atol=2.0**-24 * ROUNDING[torch.float32], equal_nan=True)
 
 
-OPS = {"pointwise": Pointwise, "pointwise_pool": PointwisePool, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm}
+OPS = {"pointwise": Pointwise, "pointwise_pool": PointwisePool, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm, "narrow_weight": NarrowWeight}
 
 
 def attempt(case):
     """{variant: what was wrong, "" where nothing was} for the variants that a case's pattern names."""
     outcome = {}
     for name in variants(case["op"]):
-        if fnmatch(name, case["variant"]):
+        if fnmatch(name, case["variant"]) and (name.split("_")[0] in NARROW) == case.get("narrow", False):
             try:
                 OPS[case["op"]](case | {"variant": name}).run()
                 outcome[name] = ""

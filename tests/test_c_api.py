@@ -57,7 +57,7 @@ C_LIBRARY = Path(stub_cuda._library.PATH).with_name("libeffnet_aot_c.so")
 def test_library_exports_what_the_header_declares(library):
     declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    assert len(declared) == 17
+    assert len(declared) == 18
     assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
 
 
@@ -70,7 +70,18 @@ REFUSED = [
     ("pointwise", {"struct_size": 2**40}, f"effnet_pointwise->struct_size must be sizeof(effnet_pointwise) = {ctypes.sizeof(c_api.Pointwise)}, got {2**40}"),
     ("pointwise", {"beyond": [0] * 8 + [1]},
      f"effnet_pointwise must use no members beyond the {ctypes.sizeof(c_api.Pointwise)} bytes that this library knows, got a value in byte {ctypes.sizeof(c_api.Pointwise) + 8}"),
-    ("pointwise", {"precision": 4}, "precision must be from 0 to 3, got 4"),
+    ("pointwise", {"precision": 5}, "precision must be from 0 to 3, got 5"),
+    ("pointwise_pool", {"precision": 6}, "precision must be from 0 to 3, got 6"),
+    ("pointwise", {"precision": 4, "residual": RESIDUAL}, "residual must be null with EFFNET_NARROWING, got an address"),
+    ("pointwise", {"precision": 7}, "weight_scale must not be null, got null"),
+    ("pointwise", {"weight_scale": BIAS}, "weight_scale must be null where precision is not EFFNET_WIDENING16, got an address"),
+    ("depthwise", {"precision": 4}, "precision must be from 0 to 3, got 4"),
+    ("narrow_weight", {"rows": 0}, "rows must be from 1 to 2147483647, got 0"),
+    ("narrow_weight", {"depth": TOO_LARGE}, "depth must be from 1 to 2147483647, got 2147483648"),
+    ("narrow_weight", {"rows": 2**20, "depth": 2**11}, "weight must have at most 2147483647 elements, got 2147483648"),
+    ("narrow_weight", {"weight": None}, "weight must not be null, got null"),
+    ("narrow_weight", {"out": None}, "out must not be null, got null"),
+    ("narrow_weight", {"scale": None}, "scale must not be null, got null"),
     ("pointwise", {"layout": -1}, "layout must be from 0 to 1, got -1"),
     ("pointwise", {"x": None}, "x must not be null, got null"),
     ("pointwise", {"weight": None}, "weight must not be null, got null"),
@@ -198,7 +209,7 @@ def test_nothing_to_do(stub):
     def nothing(op):
         return {name: None for name in addresses if name in PROBLEMS[op]} | ({"rows": 0} if op == "linear" else {"batch": 0})
 
-    ops = [op for op in PROBLEMS if op not in ("fold_batch_norm", "stem_mbconv")]  # the first always has a weight
+    ops = [op for op in PROBLEMS if op not in ("fold_batch_norm", "narrow_weight", "stem_mbconv")]  # the first two always have a weight
     calls = [launch(op, **nothing(op)) for op in ops] + [["launch", "stem_mbconv", both(nothing("conv"), nothing("mbconv"))]]
     run = stub.run(*calls, ["workspace", "mbconv", PROBLEMS["mbconv"] | {"batch": 0}]).assert_ok()
     assert run.results[-1]["value"] == 0
@@ -208,6 +219,23 @@ def test_nothing_to_do(stub):
 def test_longer_structs_of_later_versions(stub):
     run = stub.run(launch("pointwise", beyond=[0] * 16)).assert_ok()
     assert len(run.launches) == 1
+
+
+def test_shorter_structs_of_earlier_versions(stub):
+    """What has been added since counts as zero."""
+    run = stub.run(launch("pointwise", struct_size=c_api.Pointwise.weight_scale.offset)).assert_ok()
+    assert len(run.launches) == 1
+
+
+def test_what_has_no_kernel(stub):
+    """Narrow maps and weights, where they are not aligned or do not lie in channels_last."""
+    calls = [launch("pointwise", precision=4, x=X + 8), launch("pointwise", precision=6, layout=c_api.NCHW), launch("depthwise", precision=5, stride_x=2),
+             launch("pointwise", precision=4, epilogue=PROBLEMS["fold_batch_norm"]["epilogue"]), launch("narrow_weight", depth=12), launch("narrow_weight", out=OUT + 8)]  # fmt: skip
+    run = stub.run(*calls)
+    assert not run.launches
+    missing = "effnet_aot: the library holds no variant of {} for this data type and layout"
+    expected = "effnet::narrow_weight: weight and out must lie on 16-byte boundaries and depth be a multiple of 8, got others"
+    assert [r["error"] for r in run.results] == [*map(missing.format, ("pointwise", "pointwise", "depthwise", "pointwise")), expected, expected]
 
 
 def test_residual_may_be_the_output(stub):

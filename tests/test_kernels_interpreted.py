@@ -47,6 +47,11 @@ CASES = {
                  special=[(NAN, (0, 3, 1, 1)), (INF, (1, 0, 4, 2)), ("-inf", (1, 7, 0, 0))])
             for layout in ("nhwc", "nchw") for activation in ("none", "relu", "relu6")
         ],
+        # Narrow maps; what is written in float32 may have a residual and any activation.
+        dict(variant="*", narrow=True, shape=(2, 72, 8, 9, 40), epilogue="bias", activation="relu6"),
+        dict(variant="*_resident?_*", narrow=True, shape=(3, 136, 8, 9, 168), epilogue="bias", activation="relu6"),
+        dict(variant="widening*", narrow=True, shape=(2, 72, 8, 9, 40), epilogue="none", residual=True),
+        dict(variant="*_folded_64x64x32", narrow=True, shape=(1, 8, 3, 3, 8), epilogue="none", activation="relu6", special=[(NAN, (0, 3, 1, 1))]),
         dict(variant="fp32_*_generic_*", shape=(1, 1, 1, 1, 1)),
         dict(variant="fp32_nhwc_generic_*", shape=(130, 5, 1, 1, 3), **BN6),
     ],
@@ -71,6 +76,11 @@ CASES = {
                 ((1, 2), (0, 0, 0, 0), "relu6"),
             ]
         ],
+        *[
+            dict(variant=f"narrow_k3_s{stride}_*", narrow=True, shape=(1, 40, 7, 18), stride=(stride, stride), padding=padding, epilogue=epilogue, activation="relu6", taps_first=taps_first)
+            for stride, padding, epilogue, taps_first in [(1, (2, 2, 2, 2), "bias", True), (2, (1, 2, 1, 2), "bias", True), (1, (1, 1, 1, 1), "none", False)]
+        ],
+        dict(variant="narrow_k3_s1_*", narrow=True, shape=(1, 8, 6, 5), stride=(1, 1), padding=(0, 1, 0, 1), activation="relu6", special=[(NAN, (0, 1, 0, 0))]),
         dict(variant="fp32_k3_nchw_generic_*", shape=(1, 3, 8, 9), stride=(2, 2), padding=(0, 1, 0, 1), epilogue="none"),
         dict(variant="fp32_k5_nhwc_generic_*", shape=(1, 3, 1, 1), stride=(1, 1), padding=(2, 2, 2, 2)),
         dict(variant="fp16_*_generic_*", shape=(1, 37, 6, 5), stride=(1, 2), padding=(1, 1, 1, 1), taps_first=True),
@@ -112,6 +122,10 @@ CASES = {
         dict(variant="*_k?_*", shape=(35, 552, 72)),
         dict(variant="fp32_*", shape=(1, 40, 24), epilogue="bn", activation="relu6"),
         dict(variant="fp16_generic_*", shape=(3, 20, 5), special=[(NAN, (0, 3)), (INF, (1, 0))]),
+    ],
+    "narrow_weight": [
+        dict(variant="*", shape=(37, 520), special=[(NAN, (1, 3)), (INF, (2, 300)), ("-inf", (3, 0))]),
+        dict(variant="*", shape=(5, 8)),
     ],
     "fold_batch_norm": [
         dict(variant="*", shape=(37, 13, 3, 2), epilogue="bn"),

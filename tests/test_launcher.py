@@ -18,10 +18,12 @@ pytestmark = pytest.mark.xdist_group("stub_cuda")  # one worker, so that the stu
 X, WEIGHT, OUT, RESIDUAL, BIAS, SCALE, MEAN, VAR = (0x7F0000000000 + i * 0x1000000 for i in range(8))
 EXPAND, EXPAND_BIAS, DEPTHWISE, DEPTHWISE_BIAS, PROJECT, PROJECT_BIAS, WORKSPACE, OUT_BIAS = (0x7F1000000000 + i * 0x1000000 for i in range(8))
 STREAM = 0x5EED
+PRECISIONS = ("fp16", "bf16", "tf32", "fp32", "narrowing", "narrow", "widening", "widening16")
 
 PROBLEMS = {
     "pointwise": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, height=8, width=8, in_channels=16, out_channels=24),
     "pointwise_pool": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, height=8, width=8, in_channels=16, out_channels=24),
+    "narrow_weight": dict(weight=WEIGHT, out=OUT, scale=SCALE, rows=24, depth=96),
     "depthwise": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, channels=16, height=9, width=7, kernel=3,
                       stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1),
     "conv": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, in_channels=3, height=9, width=7, out_channels=32,
@@ -123,6 +125,11 @@ CHOICES = [
     ("linear", {"out": OUT + 8}, "fp16_generic"),
     ("linear", {"in_features": 60}, "fp16_generic"),
     ("linear", {"out_features": 41}, "fp16_generic"),
+    ("pointwise", {"precision": 4}, "narrowing_nhwc_folded"),
+    ("pointwise", {"precision": 6}, "widening_nhwc_folded"),
+    ("pointwise", {"precision": 7, "weight_scale": SCALE}, "widening16_nhwc_folded"),
+    ("depthwise", {"precision": 5}, "narrow_k3_s1_rows"),
+    ("narrow_weight", {}, "fp32_to_fp16"),
     ("fold_batch_norm", {}, "fp32_to_fp16"),
     ("fold_batch_norm", {"out_precision": BF16}, "fp32_to_bf16"),
     ("fold_batch_norm", {"precision": TF32, "out_precision": FP32}, "fp32_to_fp32"),
@@ -158,6 +165,8 @@ def test_variant_and_grid(chosen, index):
         tiles *= ceil(p["out_channels"] / columns)
     elif op == "linear":
         tiles = ceil(p["rows"] / rows) * ceil(p["out_features"] / columns)
+    elif op == "narrow_weight":
+        tiles = ceil(p["rows"] / rows)
     elif op == "fold_batch_norm":
         tiles = ceil(p["out_channels"] / rows) * ceil(p["in_channels"] * p["kernel_y"] * p["kernel_x"] / columns)
     else:
@@ -218,8 +227,17 @@ BLOCKS = [
     ({"left": 3}, BEGUN),  # a window with nothing of the image in it
     ({"bottom": 3}, BEGUN),
     ({"layout": NCHW}, ["fp16_nchw_generic", "fp16_k3_nchw_generic", "fp16_nchw_generic"]),
-    ({"precision": TF32, "out_channels": 40}, [r"tf32_k3_s1_w.*", "tf32_nhwc_folded"]),
-    ({"precision": TF32, **LARGE, "out_channels": 40}, ["tf32_nhwc_folded", "fp32_k3_(nhwc_aligned|s1_rows)", "tf32_nhwc_folded"]),
+    ({"precision": TF32, "out_channels": 40}, [r"narrowing_k3_s1_w.*", "widening_nhwc_folded"]),
+    ({"precision": TF32, **LARGE, "out_channels": 40}, ["fp32_to_fp16", "narrowing_nhwc_folded", "narrow_k3_s1_rows", "widening16_nhwc_folded"]),  # many pixels
+    ({"precision": TF32, "kernel": 5, "left": 2, "right": 2}, ["narrowing_nhwc_folded", "narrow_k5_s1_folded", "widening_nhwc_folded"]),
+    ({"precision": TF32, "out_channels": 40, "depthwise_taps_first": 0}, ["narrowing_nhwc_folded", "narrow_k3_s1_rows", "widening_nhwc_folded"]),
+    # Narrow maps are for what lies between 0 and 6, and for kernels that are aligned and go the same way in both directions.
+    ({"precision": TF32, "out_channels": 40, "activation": RELU}, [r"tf32_k3_s1_w.*", "tf32_nhwc_folded"]),
+    ({"precision": TF32, "out_channels": 40, "activation": c_api.LINEAR}, [r"tf32_k3_s1_w.*", "tf32_nhwc_folded"]),
+    ({"precision": TF32, "out_channels": 40, "stride_x": 2}, ["tf32_nhwc_folded", "fp32_k3_nhwc_aligned", "tf32_nhwc_folded"]),
+    ({"precision": TF32, "x": X + 8}, ["tf32_nhwc_generic", "fp32_k3_s1_rows", "tf32_nhwc_folded"]),
+    ({"precision": TF32, "layout": NCHW}, ["tf32_nchw_generic", "fp32_k3_nchw_generic", "tf32_nchw_generic"]),
+    ({"precision": TF32, **UNEXPANDED, **STRIDE}, ["fp32_k3_(nhwc_aligned|s2_rows)", "tf32_nhwc_folded"]),
     ({"precision": FP32}, ["fp32_nhwc_aligned", "fp32_k3_(nhwc_aligned|s1_rows)", "fp32_nhwc_aligned"]),
     ({"activation": RELU}, BEGUN),
     ({"activation": c_api.LINEAR}, BEGUN),
@@ -231,6 +249,10 @@ BLOCKS = [
     ({**UNEXPANDED, **STRIDE}, STEPS[1:]),
     ({**UNEXPANDED, "in_channels": 16, "hidden": 16}, STEPS[1:]),
 ]
+
+
+def padded(size):
+    return ceil(size / 256) * 256
 
 
 def test_blocks(stub):
@@ -246,11 +268,20 @@ def test_blocks(stub):
         out_height, out_width = ((p[size] + sum(p[side] for side in sides) - p["kernel"]) // p[stride] + 1 for size, sides, stride in
                                  (("height", ("top", "bottom"), "stride_y"), ("width", ("left", "right"), "stride_x")))  # fmt: skip
         if len(made) > 1:
-            image = p["batch"] * p["hidden"] * (2 if p["precision"] in (FP16, BF16) else 4)
-            expanded = ceil(image * p["height"] * p["width"] / 256) * 256 if len(made) == 3 else 0
-            assert workspace["value"] == expanded + image * out_height * out_width
-            begun = ["expand_depthwise"] if len(made) == 2 and p["expand_weight"] else ["pointwise", "depthwise"][1 - bool(p["expand_weight"]) :]
-            assert [m["image"]["op"] for m in made] == [*begun, "pointwise"]
+            image = p["batch"] * p["hidden"] * (2 if p["precision"] in (FP16, BF16) or variants[-1].startswith("widening") else 4)
+            narrowed = made[0]["image"]["op"] == "narrow_weight"
+            steps = made[narrowed:]
+            size = (padded(image * p["height"] * p["width"]) if len(steps) == 3 else 0) + image * out_height * out_width
+            if narrowed:
+                weight, scale = padded(size), padded(size) + padded(2 * p["out_channels"] * p["hidden"])
+                size = scale + 4 * p["out_channels"]
+                numbers = made[0]["parameters"]
+                assert (numbers["weight"], numbers["rows"], numbers["depth"]) == (PROJECT, p["out_channels"], p["hidden"])
+                assert (numbers["out"], numbers["scale"]) == (WORKSPACE + weight, WORKSPACE + scale)
+                assert (steps[-1]["parameters"]["weight"], steps[-1]["parameters"]["p1"]) == (numbers["out"], numbers["scale"])
+            assert workspace["value"] == size
+            begun = ["expand_depthwise"] if len(steps) == 2 and p["expand_weight"] else ["pointwise", "depthwise"][1 - bool(p["expand_weight"]) :]
+            assert [m["image"]["op"] for m in steps] == [*begun, "pointwise"]
             continue
         assert workspace["value"] == 0 and made[0]["image"]["op"] == "mbconv"
         rows = int(re.search(r"_(\d+)x", variants[0])[1])
@@ -357,10 +388,12 @@ def test_named_variant(stub, few_images):
     images = {(i["op"], i["variant"]) for i in stub_cuda.manifest()["images"]}
     calls = []
     for op, variant in sorted(images):
-        changes = {"variant": variant, "precision": ("fp16", "bf16", "tf32", "fp32").index(variant.split("_")[0])}
+        changes = {"variant": variant} | ({} if op == "narrow_weight" else {"precision": PRECISIONS.index(variant.split("_")[0])})
+        if variant.startswith("widening16"):
+            changes["weight_scale"] = SCALE
         if op == "fold_batch_norm":
-            changes["out_precision"] = ("fp16", "bf16", "tf32", "fp32").index(variant.split("_")[2])
-        elif op != "linear":
+            changes["out_precision"] = PRECISIONS.index(variant.split("_")[2])
+        elif op not in ("linear", "narrow_weight"):
             changes["layout"] = NCHW if "_nchw_" in variant else NHWC
         if op == "depthwise":
             changes["kernel"] = 5 if "_k5_" in variant else 3

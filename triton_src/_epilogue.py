@@ -55,11 +55,13 @@ def load_affine(p0, p1, p2, p3, channels, mask, eps, flags):
 
 
 @triton.jit
-def load_bias(p0, channels, mask, flags):
-    """The same where there is no batch norm: only the shift counts (see FOLDED in apply_affine)."""
+def load_bias(p0, channels, mask, flags, OUT_SCALE: tl.constexpr = 1.0):
+    """The same where there is no batch norm: only the shift counts (see FOLDED in apply_affine), here of a map with a scale."""
     shift = tl.zeros_like(channels).to(tl.float32)
     if (flags & HAS_BIAS) != 0:
         shift = load_vector(p0, channels, mask, flags)
+    if OUT_SCALE != 1.0:
+        shift *= OUT_SCALE
     return shift, shift, shift, shift
 
 
@@ -73,10 +75,12 @@ def along(vector, AXIS: tl.constexpr):
 
 
 @triton.jit
-def apply_affine(accumulator, affine, AXIS: tl.constexpr, EXACT: tl.constexpr, FOLDED: tl.constexpr = False):
+def apply_affine(accumulator, affine, AXIS: tl.constexpr, EXACT: tl.constexpr, FOLDED: tl.constexpr = False, SCALE: tl.constexpr = 1.0):
     """The accumulator tile normalised; channels run along AXIS. EXACT where the output has float32's digits to lose.
-    FOLDED: batch norm is in the weights already, and only the shift is added."""
+    FOLDED: batch norm is in the weights already, and only the shift is added, to SCALE times the accumulator."""
     center, scale, rest, shift = affine
+    if FOLDED and SCALE != 1.0:
+        return accumulator * SCALE + along(shift, AXIS)
     if FOLDED:
         return accumulator + along(shift, AXIS)
     deviation = accumulator - along(center, AXIS)

@@ -4,6 +4,16 @@ from dataclasses import dataclass, field
 
 # How a kernel's operands are stored and multiplied: the storage type and, for float32, the arithmetic of tl.dot.
 PRECISIONS = {"fp16": ("fp16", "tf32"), "bf16": ("bf16", "tf32"), "tf32": ("fp32", "tf32"), "fp32": ("fp32", "ieee")}
+# float32 and TF32 with narrow maps (_narrow.py): how x, the weight and the result are stored. Vectors and residuals are float32.
+NARROW = {"narrowing": ("fp32", "fp32", "fp16"), "narrow": ("fp16", "fp32", "fp16"), "widening": ("fp16", "fp32", "fp32"), "widening16": ("fp16", "fp16", "fp32")}
+
+
+def pointers(precision, names):
+    """{name: Triton's type} of pointers."""
+    if precision in NARROW:
+        stored = dict(zip(("x", "weight", "out"), NARROW[precision]))
+        return {name: f"*{stored.get(name, 'fp32')}" for name in names}
+    return dict.fromkeys(names, f"*{PRECISIONS[precision][0]}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Variant:
 
 
 # The order is the one of `enum class Precision` in csrc/registry.h.
-PRECISION_CODES = {"fp16": 0, "bf16": 1, "tf32": 2, "fp32": 3}
+PRECISION_CODES = {"fp16": 0, "bf16": 1, "tf32": 2, "fp32": 3, "narrowing": 4, "narrow": 5, "widening": 6, "widening16": 7}
 
 # (warps, stages) that a candidate's tile is tried with, where its registers allow; the first is the conservative one.
 SCHEDULES = ((4, 2), (4, 3), (8, 2), (8, 3))
@@ -60,13 +70,14 @@ LARGE_TILES = {
     "tf32": [(128, 128, 32, 4, 3), (128, 128, 32, 8, 3), (256, 128, 32, 8, 3), (128, 256, 32, 8, 3)],
 }  # fmt: skip
 LARGE_TILES["bf16"] = LARGE_TILES["fp16"]
+LARGE_TILES |= dict.fromkeys(("narrowing", "widening"), LARGE_TILES["tf32"]) | {"widening16": LARGE_TILES["fp16"]}
 
 
 def split_schedules(precision):
     """What variant() takes for a product whose depth is split across the warps. For few rows and a deep product alone: a
     warp's tile is the program's, so larger ones are short of registers. A split's part of a row is 64 or 128 bytes."""
     shapes = [(16, 16, 64), (16, 16, 128), (16, 32, 64), (16, 32, 128), (16, 64, 64), (32, 16, 64), (32, 16, 128), (32, 32, 64)]
-    size = {"fp16": 2, "bf16": 2, "tf32": 4}.get(precision)
+    size = {"fp16": 2, "bf16": 2, "tf32": 4, "widening": 4}.get(precision)
     for m, n, part in shapes if size else ():
         k = part // size
         for splits in (4, 8):

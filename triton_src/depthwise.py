@@ -8,6 +8,7 @@ once for all the output rows that it touches, k loads an input row instead of k*
 Its taps lie in registers, and an input row is added to the sums of all the output rows that it touches: that is what a 5x5
 kernel needs, whose 25 neighbours an output are too many loads.
 Padding is a run-time number, and the weight is read through two strides: it may lie channel by channel or tap by tap. The arithmetic is float32 in every precision. A tap outside the image counts as 0 * w.
+The last two also compute one narrow map (_narrow.py) from another, with a bias.
 """
 
 import triton
@@ -15,10 +16,11 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ._epilogue import HAS_BIAS, PARAMETERS, activate, apply_affine, load_affine
+from ._epilogue import HAS_BIAS, PARAMETERS, activate, apply_affine, load_affine, load_bias
 from ._gluon import clamp
 from ._launch import wait_for_maps, wait_for_maps_gluon
-from ._variant import PRECISION_CODES, Variant
+from ._narrow import map_scale
+from ._variant import PRECISION_CODES, Variant, pointers
 
 
 @triton.jit
@@ -80,6 +82,8 @@ def effnet_depthwise(x, weight, p0, p1, p2, p3, out, batch, channels, height, wi
 def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, height, width, out_height, out_width,
                           stride_y, stride_x, left, top, weight_channel, weight_tap, eps, low, high, flags,
                           KERNEL: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
+    SCALE: tl.constexpr = map_scale(out.dtype.element_ty, weight.dtype.element_ty)
+    NARROW: tl.constexpr = SCALE != 1.0
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     column_tiles = tl.cdiv(out_width, BLOCK_P)
     row_tiles = tl.cdiv(out_height, ROWS)
@@ -110,18 +114,18 @@ def effnet_depthwise_rows(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
                 else:
                     added = added + (sums[r],)
             sums = added
-    affine = load_affine(p0, p1, p2, p3, c, in_c, eps, flags)
+    affine = load_bias(p0, c, in_c, flags, SCALE) if NARROW else load_affine(p0, p1, p2, p3, c, in_c, eps, flags)
     for r in tl.static_range(ROWS):
-        y = activate(apply_affine(sums[r], affine, 1, out.dtype.element_ty == tl.float32), low, high)
+        y = activate(apply_affine(sums[r], affine, 1, out.dtype.element_ty == tl.float32, NARROW), low * SCALE, high * SCALE)
         where = ((image * out_height + first_row + r) * out_width + column)[:, None] * channels + c[None, :]
         mask = ((column < out_width) & (first_row + r < out_height))[:, None] & in_c[None, :]
         tl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
 
 
 # Two halves are one word, and stay one until they are added: the compiler would take them apart and keep two registers.
-WIDEN_FP16 = gl.constexpr("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, $2; cvt.f32.f16 $0, lo; cvt.f32.f16 $1, hi; }")
-WIDEN_BF16 = gl.constexpr("{ .reg .b32 lo, hi; shl.b32 lo, $2, 16; and.b32 hi, $2, 0xffff0000; mov.b32 $0, lo; mov.b32 $1, hi; }")
-NARROW_FP16, NARROW_BF16 = gl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;"), gl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
+UNPACK_FP16 = gl.constexpr("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, $2; cvt.f32.f16 $0, lo; cvt.f32.f16 $1, hi; }")
+UNPACK_BF16 = gl.constexpr("{ .reg .b32 lo, hi; shl.b32 lo, $2, 16; and.b32 hi, $2, 0xffff0000; mov.b32 $0, lo; mov.b32 $1, hi; }")
+PACK_FP16, PACK_BF16 = gl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;"), gl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
 
 
 @gluon.jit
@@ -133,46 +137,52 @@ def words_of(pointer):
 
 
 @gluon.jit
-def widen(words, dtype: gl.constexpr):
+def unpacked(words, dtype: gl.constexpr):
     """The channels of words in float32, as a tuple. Here and now: elsewhere the compiler would keep words and channels."""
     if dtype == gl.float32:
         return (words,)
     elif dtype == gl.float16:
-        return gl.inline_asm_elementwise(WIDEN_FP16, "=f,=f,r", [words], dtype=(gl.float32, gl.float32), is_pure=False, pack=1)
+        return gl.inline_asm_elementwise(UNPACK_FP16, "=f,=f,r", [words], dtype=(gl.float32, gl.float32), is_pure=False, pack=1)
     else:
-        return gl.inline_asm_elementwise(WIDEN_BF16, "=f,=f,r", [words], dtype=(gl.float32, gl.float32), is_pure=False, pack=1)
+        return gl.inline_asm_elementwise(UNPACK_BF16, "=f,=f,r", [words], dtype=(gl.float32, gl.float32), is_pure=False, pack=1)
 
 
 @gluon.jit
-def narrow(channels, dtype: gl.constexpr):
+def packed(channels, dtype: gl.constexpr):
     if dtype == gl.float32:
         return channels[0]
     else:
-        return gl.inline_asm_elementwise(NARROW_FP16 if dtype == gl.float16 else NARROW_BF16, "=r,f,f", [channels[0], channels[1]], dtype=gl.int32, is_pure=True, pack=1)
+        return gl.inline_asm_elementwise(PACK_FP16 if dtype == gl.float16 else PACK_BF16, "=r,f,f", [channels[0], channels[1]], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
-def load_taps(weight, word, weight_channel, weight_tap, tap_words, exists, KERNEL: gl.constexpr):
-    """The weights of a thread's channels in float32. Tap by tap they are read in words, else one by one."""
+def load_taps(weight, word, weight_channel, weight_tap, tap_words, exists, KERNEL: gl.constexpr, PARTS: gl.constexpr):
+    """The weights of a thread's channels in float32. Tap by tap, and stored as the map is, they are read in words, else one by one."""
     dtype: gl.constexpr = weight.dtype.element_ty
-    PARTS: gl.constexpr = 1 if dtype == gl.float32 else 2
     taps = ()
     for k in gl.static_range(KERNEL * KERNEL * PARTS):
         taps = taps + (gl.zeros_like(word).to(gl.float32),)
-    if weight_channel == 1:
+    if dtype == gl.float32 and PARTS == 2:
+        taps = load_single_taps(weight, word, weight_channel, weight_tap, exists, KERNEL, PARTS)
+    elif weight_channel == 1:
         in_words = words_of(weight) + word
         several = ()
         for k in gl.static_range(KERNEL * KERNEL):
-            several = several + widen(gl.load(in_words, mask=exists, other=0), dtype)
+            several = several + unpacked(gl.load(in_words, mask=exists, other=0), dtype)
             in_words += tap_words
         taps = several
     else:
-        own = weight + word * (PARTS * weight_channel)
-        single = ()
-        for k in gl.static_range(KERNEL * KERNEL):
-            for part in gl.static_range(PARTS):
-                single = single + (gl.load(own + (k * weight_tap + part * weight_channel), mask=exists, other=0.0).to(gl.float32),)
-        taps = single
+        taps = load_single_taps(weight, word, weight_channel, weight_tap, exists, KERNEL, PARTS)
+    return taps
+
+
+@gluon.jit
+def load_single_taps(weight, word, weight_channel, weight_tap, exists, KERNEL: gl.constexpr, PARTS: gl.constexpr):
+    own = weight + word * (PARTS * weight_channel)
+    taps = ()
+    for k in gl.static_range(KERNEL * KERNEL):
+        for part in gl.static_range(PARTS):
+            taps = taps + (gl.load(own + (k * weight_tap + part * weight_channel), mask=exists, other=0.0).to(gl.float32),)
     return taps
 
 
@@ -212,10 +222,11 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
     image = p // groups
     column = (p - image * groups) * COLUMNS
     z = column * STRIDE - left
-    weights = load_taps(weight, word, weight_channel, weight_tap, words, exists, KERNEL)
+    weights = load_taps(weight, word, weight_channel, weight_tap, words, exists, KERNEL, PARTS)
+    SCALE: gl.constexpr = map_scale(dtype, weight.dtype.element_ty)
     bias = ()
     for part in gl.static_range(PARTS):
-        bias = bias + (gl.load(p0 + (word * PARTS + part), mask=exists & ((flags & HAS_BIAS) != 0), other=0.0),)
+        bias = bias + (gl.load(p0 + (word * PARTS + part), mask=exists & ((flags & HAS_BIAS) != 0), other=0.0) * SCALE,)
     # What a row of taps adds above and below the image: nothing, unless a weight is not finite.
     outside = ()
     for ky in gl.static_range(KERNEL):
@@ -249,7 +260,7 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
         for q in gl.static_range(STRIDE):
             values = ()
             for kx in gl.static_range(TAKES):
-                values = values + widen(ahead[q][kx], dtype)
+                values = values + unpacked(ahead[q][kx], dtype)
             # The next row is under way while this one is added.
             following = following + (load_row(near, iy + STRIDE, height, pitch, words, inside, TAKES),)
             if (iy >= 0) & (iy < height):
@@ -285,8 +296,8 @@ def effnet_depthwise_walk(x, weight, p0, p1, p2, p3, out, batch, channels, heigh
                     total = sums[k * PARTS + part]
                     if FP32:
                         total += bias[part]
-                    done = done + (clamp(total, low, high),)
-                gl.store(pixel, narrow(done, dtype), mask=exists & (column + k < out_width))
+                    done = done + (clamp(total, low * SCALE, high * SCALE),)
+                gl.store(pixel, packed(done, dtype), mask=exists & (column + k < out_width))
                 pixel += words
         row += 1
         ahead = following
@@ -326,10 +337,13 @@ FOLDED_TRIED = {
 }
 
 
+PRECISIONS = ("fp16", "bf16", "fp32", "narrow")  # TF32 is fp32 here
+
+
 def variants():
-    for precision in ("fp16", "bf16", "fp32"):
+    for precision in PRECISIONS:
         for kernel in (3, 5):
-            for (layout, aligned), (block_p, block_c, warps) in FLAT.items():
+            for (layout, aligned), (block_p, block_c, warps) in FLAT.items() if precision != "narrow" else ():
                 yield flat(precision, kernel, layout, aligned, block_p, block_c, warps)
             for stride, rows, block_p, block_c, warps in WALKING[kernel, 4 if precision == "fp32" else 2]:
                 yield walking(precision, kernel, stride, rows, block_p, block_c, warps)
@@ -340,9 +354,9 @@ def variants():
 
 def candidates():
     shipped = {v.name for v in variants()}
-    for precision in ("fp16", "bf16", "fp32"):
+    for precision in PRECISIONS:
         for kernel in (3, 5):
-            tried = [flat(precision, kernel, "nhwc", True, *sizes) for sizes in FLAT_TRIED]
+            tried = [flat(precision, kernel, "nhwc", True, *sizes) for sizes in FLAT_TRIED if precision != "narrow"]
             tried += [walking(precision, kernel, stride, *sizes) for stride in (1, 2) for sizes in WALKING_TRIED[kernel]]
             tried += [folded(precision, kernel, stride, *sizes) for stride in (1, 2) for sizes in FOLDED_TRIED[kernel]]
             yield from (v for v in tried if v.name not in shipped)
@@ -392,6 +406,6 @@ def folded(precision, kernel, stride, steps, columns, words, warps):
 
 
 def signature(precision):
-    pointers = ("x", "weight", "p0", "p1", "p2", "p3", "out")
+    names = ("x", "weight", "p0", "p1", "p2", "p3", "out")
     numbers = ("batch", "channels", "height", "width", "out_height", "out_width", "stride_y", "stride_x", "left", "top", "weight_channel", "weight_tap")
-    return {**{q: f"*{precision}" for q in pointers}, **{q: "i32" for q in numbers}, **PARAMETERS}
+    return {**pointers(precision, names), **{q: "i32" for q in numbers}, **PARAMETERS}

@@ -10,7 +10,8 @@ Channels are renamed so that all that a thread loads or stores lies side by side
 are float32's: in the products of the tensor cores, whose operands are TF32 where the map is float32, and in the multiply-adds
 of the filter. Those are no products with a diagonal matrix as in mbconv.py: NaN would reach the channels beside it, which stay
 apart here, and an RTX 4090's tensor cores would need longer. In Gluon, for its control over register layouts and shared memory;
-the compiler puts the barriers. Wants channels_last, float32 biases and the depthwise weight stored tap by tap.
+the compiler puts the barriers. Wants channels_last, float32 biases and the depthwise weight stored tap by tap. With float32 input
+both maps may be narrow ones (_narrow.py).
 """
 
 from triton.experimental import gluon
@@ -19,7 +20,8 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
 from ._gluon import bits, clamp, to_tf32
 from ._launch import wait_for_maps_gluon
-from ._variant import PRECISION_CODES, Variant
+from ._narrow import map_scale
+from ._variant import PRECISION_CODES, Variant, pointers
 
 # As Triton 3.8 and later call it, and as it is called before.
 async_load = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
@@ -147,7 +149,10 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
     FP32: gl.constexpr = dtype == gl.float32
     VECTOR: gl.constexpr = 4 if FP32 else 8
     DEPTH: gl.constexpr = 4 * VECTOR
-    SLOTS: gl.constexpr = 32 * WARPS * VECTOR // CHUNK
+    stored: gl.constexpr = out.dtype.element_ty  # of both maps
+    SCALE: gl.constexpr = map_scale(stored, dtype)
+    WIDTH: gl.constexpr = 4 if stored == gl.float32 else 8  # channels of a slot
+    SLOTS: gl.constexpr = 32 * WARPS * WIDTH // CHUNK
     FILTERS: gl.constexpr = 16 if KERNEL == 3 else 32  # a filter's taps, and a bias
     ROWS: gl.constexpr = (STEPS - 1) * STRIDE + KERNEL  # that a thread's windows reach into
     TAPS: gl.constexpr = power_of_two(ROWS * KERNEL)
@@ -157,8 +162,8 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
     of_pixels: gl.constexpr = pixels_layout(PIXELS, DEPTH, WARPS_M, WARPS_N)
     of_weights: gl.constexpr = weights_layout(CHUNK, DEPTH, WARPS_M, WARPS_N)
     copies: gl.constexpr = gl.BlockedLayout([1, VECTOR], [8, 4], [WARPS, 1], [1, 0])
-    vectors: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 * VECTOR // CHUNK, CHUNK // VECTOR], [WARPS, 1], [1, 0])
-    transposed: gl.constexpr = taps_layout(TAPS, SLOTS, CHUNK, VECTOR, WARPS)
+    vectors: gl.constexpr = gl.BlockedLayout([1, WIDTH], [32 * WIDTH // CHUNK, CHUNK // WIDTH], [WARPS, 1], [1, 0])
+    transposed: gl.constexpr = taps_layout(TAPS, SLOTS, CHUNK, WIDTH, WARPS)
     ones: gl.constexpr = gl.BlockedLayout([1, 1], [32 // min(CHUNK, 32), min(CHUNK, 32)], [WARPS, 1], [1, 0])
 
     chunks = gl.cdiv(hidden, CHUNK)
@@ -180,7 +185,7 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
     tap = gl.arange(0, FILTERS, layout=gl.SliceLayout(1, ones))
     h = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, ones))
     filters = gl.load(depthwise_weight + tap[:, None] * hidden + h[None, :], mask=(tap < KERNEL * KERNEL)[:, None] & (h < hidden)[None, :], other=0.0).to(gl.float32)
-    filters += gl.load(depthwise_bias + h[None, :] + gl.zeros_like(tap)[:, None], mask=(tap == KERNEL * KERNEL)[:, None] & (h < hidden)[None, :], other=0.0)
+    filters += gl.load(depthwise_bias + h[None, :] + gl.zeros_like(tap)[:, None], mask=(tap == KERNEL * KERNEL)[:, None] & (h < hidden)[None, :], other=0.0) * SCALE
     shared_filters = gl.allocate_shared_memory(gl.float32, [FILTERS, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     shared_filters.store(filters)
     column = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma))
@@ -201,7 +206,7 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
         value = add_products(value, channels, weights_parts, WARPS_N, of_weights, right_operand)
 
     # Read back by pixels: a gather lays its source out with the first dimension side by side, so channels are the first.
-    expanded = from_tiles(clamp(value, low, high).to(dtype), WARPS_N).permute([1, 0])
+    expanded = from_tiles((clamp(value, low, high) * SCALE).to(stored), WARPS_N).permute([1, 0])
     item = gl.arange(0, TAPS * SLOTS, layout=gl.SliceLayout(0, transposed))
     slot = gl.arange(0, SLOTS, layout=gl.SliceLayout(1, vectors))
     c = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, vectors))
@@ -233,41 +238,44 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
         z = (first + slot) % out_width
         for r in gl.static_range(STEPS):
             to = ((image * out_height + row + r) * out_width + z)[:, None] * hidden + c[None, :]
-            gl.store(out + to, clamp(sums[r], low, high).to(dtype), mask=(row + r < end_row)[:, None] & (c < hidden)[None, :])
+            gl.store(out + to, clamp(sums[r], low * SCALE, high * SCALE).to(stored), mask=(row + r < end_row)[:, None] & (c < hidden)[None, :])
 
 
 # Kernel 3 alone: with 25 taps in shared memory it took longer than the two steps (at batch 1, 14x14x480, 5.7 us and 4.3 on an H200).
-# By bytes of an element: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels,
+# By bytes of an element of x and of the maps: pixels of a band, hidden channels of a chunk, parts of 64 bytes of input channels,
 # output rows a thread, and warps along pixels and along hidden channels. A 15x15 map is one band of 256 pixels; where that
 # makes too few programs for all multiprocessors, smaller bands and chunks do.
 SHIPPED = {
-    2: [(256, 32, 3, 2, 8, 1), (64, 32, 6, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
-    4: [(256, 16, 3, 4, 8, 1), (64, 32, 4, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
+    (2, 2): [(256, 32, 3, 2, 8, 1), (64, 32, 6, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
+    (4, 4): [(256, 16, 3, 4, 8, 1), (64, 32, 4, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
+    (4, 2): [(256, 32, 3, 2, 8, 1), (64, 32, 4, 2, 4, 1), (64, 16, 6, 1, 4, 1)],
 }
 # What tuning tries besides.
 TRIED = {
-    2: [(256, 32, 2, 4, 8, 1), (256, 32, 2, 2, 8, 1), (256, 32, 3, 4, 8, 1), (256, 32, 4, 4, 8, 1), (256, 64, 2, 4, 8, 1), (256, 64, 3, 4, 8, 1), (256, 16, 3, 4, 8, 1), (256, 16, 4, 2, 8, 1),
+    (2, 2): [(256, 32, 2, 4, 8, 1), (256, 32, 2, 2, 8, 1), (256, 32, 3, 4, 8, 1), (256, 32, 4, 4, 8, 1), (256, 64, 2, 4, 8, 1), (256, 64, 3, 4, 8, 1), (256, 16, 3, 4, 8, 1), (256, 16, 4, 2, 8, 1),
         (128, 32, 3, 2, 4, 1), (128, 32, 4, 4, 8, 1), (128, 16, 3, 2, 8, 1), (128, 16, 3, 1, 4, 1), (128, 16, 4, 1, 8, 1),
         (64, 32, 3, 2, 4, 1), (64, 32, 6, 1, 4, 2), (64, 64, 3, 2, 4, 2), (64, 64, 6, 2, 4, 2), (64, 16, 3, 1, 4, 1), (64, 16, 6, 2, 2, 1)],
-    4: [(256, 16, 2, 4, 8, 1), (256, 16, 5, 4, 8, 1), (256, 32, 2, 4, 8, 1), (256, 32, 3, 4, 8, 1),
+    (4, 4): [(256, 16, 2, 4, 8, 1), (256, 16, 5, 4, 8, 1), (256, 32, 2, 4, 8, 1), (256, 32, 3, 4, 8, 1),
         (128, 32, 4, 2, 8, 1), (128, 16, 5, 2, 8, 1), (128, 16, 5, 1, 4, 1),
         (64, 32, 6, 2, 4, 2), (64, 32, 4, 1, 4, 1), (64, 64, 4, 2, 4, 2), (64, 16, 4, 2, 4, 1), (64, 16, 6, 1, 2, 1)],
 }  # fmt: skip
+TRIED[4, 2] = [*TRIED[4, 4], (256, 16, 3, 4, 8, 1), (128, 32, 4, 4, 8, 1), (128, 16, 3, 2, 8, 1), (64, 32, 6, 2, 4, 1), (64, 64, 6, 2, 4, 2), (64, 16, 6, 2, 4, 1)]
+PRECISIONS = {"fp16": (2, 2), "bf16": (2, 2), "tf32": (4, 4), "narrowing": (4, 2)}
 
 
 def variants():
-    for precision in ("fp16", "bf16", "tf32"):
+    for precision, stored in PRECISIONS.items():
         for stride in (1, 2):
-            for pixels, chunk, parts, steps, *warps in SHIPPED[4 if precision == "tf32" else 2]:
+            for pixels, chunk, parts, steps, *warps in SHIPPED[stored]:
                 # Stride 2 leaves a quarter of the pixels: a row a thread, so that all threads have one.
                 yield variant(precision, 3, stride, pixels, chunk, parts, steps if stride == 1 else 1, *warps)
 
 
 def candidates():
     seen = {v.name for v in variants()}
-    for precision in ("fp16", "bf16", "tf32"):
+    for precision, stored in PRECISIONS.items():
         for stride in (1, 2):
-            for pixels, chunk, parts, steps, *warps in TRIED[4 if precision == "tf32" else 2]:
+            for pixels, chunk, parts, steps, *warps in TRIED[stored]:
                 most = 4 if stride == 1 else 2  # more windows leave threads idle
                 v = variant(precision, 3, stride, pixels, chunk, parts, min(steps, most), *warps)
                 if v.name not in seen:
@@ -276,16 +284,15 @@ def candidates():
 
 
 def variant(precision, kernel, stride, pixels, chunk, parts, steps, warps_m, warps_n):
-    stored = "fp32" if precision == "tf32" else precision
-    pointers = ("x", "expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "out")
+    names = ("x", "expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "out")
     numbers = ("in_channels", "hidden", "height", "width", "out_height", "out_width", "band", "left", "top")
     return Variant(
         op="expand_depthwise",
         name=f"{precision}_k{kernel}_s{stride}_w{warps_m}x{warps_n}_{pixels}x{chunk}x{parts}_rows{steps}",
         kernel=effnet_expand_depthwise,
-        parameters={**{p: "*fp32" if p.endswith("bias") else f"*{stored}" for p in pointers}, **{n: "i32" for n in numbers}, "low": "fp32", "high": "fp32"},
+        parameters={**pointers(precision, names), "expand_bias": "*fp32", "depthwise_bias": "*fp32", **{n: "i32" for n in numbers}, "low": "fp32", "high": "fp32"},
         constants={"KERNEL": kernel, "STRIDE": stride, "PIXELS": pixels, "CHUNK": chunk, "PARTS": parts, "STEPS": steps, "WARPS_M": warps_m, "WARPS_N": warps_n},
         attributes={"precision": PRECISION_CODES[precision], "kernel": kernel, "stride": stride, "pixels": pixels, "chunk": chunk, "parts": parts, "steps": steps},
-        divisible={**{p: 16 for p in pointers}, "in_channels": 8, "hidden": 8},
+        divisible={**dict.fromkeys(names, 16), "in_channels": 8, "hidden": 8},
         num_warps=warps_m * warps_n,
     )

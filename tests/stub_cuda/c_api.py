@@ -24,8 +24,9 @@ Epilogue = struct(
 )
 Pointwise = struct(
     "effnet_pointwise", (c_int32, "precision layout"), (c_void_p, "x weight out residual"),
-    (c_int64, "batch height width in_channels out_channels"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"),
+    (c_int64, "batch height width in_channels out_channels"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"), (c_void_p, "weight_scale"),
 )  # fmt: skip
+NarrowWeight = struct("effnet_narrow_weight", (c_void_p, "weight out scale"), (c_int64, "rows depth"), (c_char_p, "variant"))
 Depthwise = struct(
     "effnet_depthwise", (c_int32, "precision layout"), (c_void_p, "x weight out"),
     (c_int64, "batch channels height width kernel stride_y stride_x left right top bottom"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"),
@@ -56,9 +57,9 @@ FoldBatchNorm = struct(
     (c_int64, "out_channels in_channels kernel_y kernel_x"), (POINTER(c_int64), "weight_strides"), (POINTER(Epilogue), "epilogue"),
     (c_int32, "taps_first"), (c_char_p, "variant"),
 )  # fmt: skip
-STRUCTS = [Kernel, Epilogue, Pointwise, Depthwise, Conv, Linear, FoldBatchNorm, ExpandDepthwise, Mbconv, StemMbconv]
+STRUCTS = [Kernel, Epilogue, Pointwise, NarrowWeight, Depthwise, Conv, Linear, FoldBatchNorm, ExpandDepthwise, Mbconv, StemMbconv]
 PROBLEMS = {
-    "pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm,
+    "narrow_weight": NarrowWeight, "pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm,
     "expand_depthwise": ExpandDepthwise, "mbconv": Mbconv, "stem_mbconv": StemMbconv,
 }  # fmt: skip
 

@@ -347,6 +347,15 @@ void shuffle(Warp& w, const Instruction& i) {
   }
 }
 
+// Of all lanes; no kernel leaves any out.
+void largest_of_lanes(Warp& w, const Instruction& i) {
+  w.need_whole(i);
+  const std::array<u32, kLanes> from = w.file32[i.from[0]];
+  s32 largest = static_cast<s32>(from[0]);
+  for (u32 value : from) largest = std::max(largest, static_cast<s32>(value));
+  w.file32[i.to[0]].fill(static_cast<u32>(largest));
+}
+
 // ---- control ----
 
 void nothing(Warp&, const Instruction&) {}
@@ -573,6 +582,7 @@ const std::map<std::string, Shape>& shapes() {
     m[mma + "4.row.col.f32.tf32.tf32.f32"] = {multiply_tf32<4>, "n", "n"};
     m["shfl.sync.bfly.b32"] = {shuffle<true>, "n", "nnnn"};
     m["shfl.sync.idx.b32"] = {shuffle<false>, "n", "nnnn"};
+    m["redux.sync.max.s32"] = {largest_of_lanes, "n", "nn"};
 
     m["bar.sync"] = {barrier, "", "i"};
     m["bar.warp.sync"] = {nothing, "", "i"};

@@ -89,6 +89,15 @@ EFFNET_API int effnet_preload(int device);
 
 /* Storage and arithmetic. Sums are always float32; TF32 and FP32 store float32 and differ in how they multiply. */
 enum { EFFNET_FP16 = 0, EFFNET_BF16 = 1, EFFNET_TF32 = 2, EFFNET_FP32 = 3 };
+/* TF32 with a narrow map, which is float16 and holds values from 0 to 7.996, as they are behind ReLU6, times 8192: half of the
+ * bytes, and no digit less than a TF32 product reads. Everything else is float32. For EFFNET_NHWC, stride_y = stride_x, a bias
+ * or neither, and pointers and channel counts aligned as above. effnet_launch_mbconv uses them by itself. */
+enum {
+  EFFNET_NARROWING = 4, /* x float32, out narrow, no residual: pointwise, expand_depthwise */
+  EFFNET_NARROW = 5,    /* both narrow: depthwise */
+  EFFNET_WIDENING = 6,  /* x narrow, out float32: pointwise */
+  EFFNET_WIDENING16 = 7 /* the same with a weight that effnet_launch_narrow_weight() made, for many pixels: pointwise */
+};
 enum { EFFNET_NCHW = 0, EFFNET_NHWC = 1 };
 enum { EFFNET_LINEAR = 0, EFFNET_RELU = 1, EFFNET_RELU6 = 2 };
 
@@ -116,12 +125,25 @@ typedef struct effnet_pointwise {
   int64_t batch, height, width, in_channels, out_channels;
   const effnet_epilogue *epilogue; /* null: the bare sum */
   const char *variant; /* null: the library chooses; else the name of one, from effnet_kernel_info(), that fits the rest */
+  const void *weight_scale; /* with EFFNET_WIDENING16: its scale; else null */
 } effnet_pointwise;
 
 EFFNET_API int effnet_launch_pointwise(const effnet_pointwise *problem, int device, void *stream);
 
 /* The same followed by the mean over each image: out (batch, out_channels). */
 EFFNET_API int effnet_launch_pointwise_pool(const effnet_pointwise *problem, int device, void *stream);
+
+/* A float32 weight (rows, depth) as EFFNET_WIDENING16 takes it: out, in float16, each row times a power of two and rounded, and
+ * scale, a float32 a row. weight and out 16-byte aligned, depth a multiple of 8. */
+typedef struct effnet_narrow_weight {
+  size_t struct_size; /* sizeof(effnet_narrow_weight) */
+  const void *weight;
+  void *out, *scale;
+  int64_t rows, depth;
+  const char *variant;
+} effnet_narrow_weight;
+
+EFFNET_API int effnet_launch_narrow_weight(const effnet_narrow_weight *problem, int device, void *stream);
 
 /* Depthwise convolution. x (batch, channels, height, width), weight (channels, kernel, kernel),
  * out (batch, channels, out_height, out_width) with
@@ -233,10 +255,11 @@ EFFNET_API int effnet_launch_expand_depthwise(const effnet_expand_depthwise *pro
  * x (batch, in_channels, height, width), expand_weight (hidden, in_channels), depthwise_weight (hidden, kernel, kernel),
  * project_weight (out_channels, hidden), out (batch, out_channels, out_height, out_width) with out_height as above.
  *
- * One kernel computes it for FP16 or BF16, EFFNET_NHWC, EFFNET_RELU6, kernel 3, stride_y = stride_x, all biases present and
+ * One kernel computes it for FP16, BF16 or TF32, EFFNET_NHWC, EFFNET_RELU6, kernel 3, stride_y = stride_x, all biases present and
  * biases_are_fp32, depthwise_taps_first, the widths and strides of the variants named "mbconv", and every pointer 16-byte
- * aligned. Where there is no expansion that kernel takes an infinite x for the largest finite number. Otherwise two or
- * three kernels run, with their maps in the workspace. */
+ * aligned, where it was measured or guessed to be faster. Where there is no expansion that kernel takes an infinite x for the
+ * largest finite number. Otherwise two to four kernels run, with their maps in the workspace: narrow ones in TF32 with
+ * EFFNET_RELU6, where everything is aligned. */
 typedef struct effnet_mbconv {
   size_t struct_size; /* sizeof(effnet_mbconv) */
   int32_t precision;
