@@ -133,6 +133,16 @@ class Clock:
         return start.elapsed_time(end) / 1e3
 
 
+def own_choice(library, run, op, inner=None):
+    """(the choice that a call of `op` makes for itself, or for its kernel `inner`; what is to be assigned for it to be made). None where
+    it makes none, or several."""
+    without = dict.fromkeys(INNER[inner] if inner else (), NONE)
+    with library.assigned(without):
+        run()
+        found = {c.key: c for c in library.choices() if ((c.op, c.precision) == inner if inner else c.op == op)}
+    return next(iter(found.values())) if len(found) == 1 else None, without
+
+
 def measure(library, clock, problem, standing=None, tf32=True, fastest=None, inner=None):
     """Measured, or None for a call that has no candidates of its own. `standing` maps keys to the variants of the table so far;
     `fastest` gives the variant to take for one of the calls that a block can be computed by, or None where that is not known, and
@@ -140,13 +150,9 @@ def measure(library, clock, problem, standing=None, tf32=True, fastest=None, inn
     dtype = getattr(torch, problem.dtype)
     arguments = problem.call.make(problem.batch, dtype, clock.device)
     run = lambda: problem.call.run(arguments)  # noqa: E731
-    without = dict.fromkeys(INNER[problem.inner] if problem.inner else (), NONE)
-    with library.assigned(without):
-        run()
-        own = {choice.key: choice for choice in library.choices() if (choice.op, choice.precision) == problem.inner or (not problem.inner and choice.op == problem.call.op)}
-    if len(own) != 1 or len(next(iter(own.values())).fitting) < 2:
+    choice, without = own_choice(library, run, problem.call.op, problem.inner)
+    if not choice or len(choice.fitting) < 2:
         return None
-    (choice,) = own.values()
     truth = exact(problem.call.op, arguments, tf32 and dtype == torch.float32)
     if truth is None:
         return None

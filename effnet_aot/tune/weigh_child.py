@@ -10,7 +10,9 @@ import torch
 
 from effnet_aot.aot.tables import NONE, read_table
 from effnet_aot.tune import calls
+from effnet_aot.tune.calls import INNER
 from effnet_aot.tune.library import Library
+from effnet_aot.tune.measure import own_choice
 
 # A dtype, whether TF32 is allowed, and the precisions of the lines that may then be taken: kernels without products have no TF32.
 DTYPES = (("float16", True, {"fp16"}), ("bfloat16", True, {"bf16"}), ("float32", True, {"tf32", "fp32"}), ("float32", False, {"fp32"}))
@@ -23,21 +25,20 @@ def main(table, recorded, out):
     for call in every:
         for dtype, tf32, precisions in DTYPES:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-            for batch in sorted({line.batch for line in lines.values() if line.op == call.op and line.precision in precisions}):
-                arguments = call.make(batch, getattr(torch, dtype), "cuda")
-                with library.taking():
-                    call.run(arguments)
-                    keys = {choice.key for choice in library.choices() if choice.op == call.op}
-                line = lines.pop(keys.pop(), None) if len(keys) == 1 else None
-                if line:
-                    counts = [launch(library, call, arguments, line.op, variant) for variant in (line.default, line.variant)]
-                    written.append({"line": asdict(line), "launches": counts})
+            for inner in (None, *(INNER if call.op == "mbconv" and "tf32" in precisions else ())):
+                for batch in sorted({line.batch for line in lines.values() if (line.op, line.precision) == inner or (not inner and line.op == call.op and line.precision in precisions)}):
+                    arguments = call.make(batch, getattr(torch, dtype), "cuda")
+                    choice, without = own_choice(library, lambda: call.run(arguments), call.op, inner)
+                    line = lines.pop(choice.key, None) if choice else None
+                    if line:
+                        counts = [launch(library, call, arguments, without | {line.key: variant}) for variant in (line.default, line.variant)]
+                        written.append({"line": asdict(line), "launches": counts})
     Path(out).write_text(json.dumps(written))
 
 
-def launch(library, call, arguments, op, variant):
+def launch(library, call, arguments, variants):
     """The number of kernels."""
-    with library.taking(op, variant):
+    with library.assigned(variants):
         call.run(arguments)  # loads what is profiled below
         library.choices()
         torch.cuda.synchronize()
