@@ -196,7 +196,6 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
             highs = highs + (highest,)
         else:
             highs = highs + (gl.where(mma_inside, high, 0.0).to(dtype)[:, None],)
-    PARTS: gl.constexpr = 2 if DEPTH2 > 0 else 1
 
     columns = gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma))
     diagonal = diagonal_mask(rows, columns)
