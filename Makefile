@@ -83,9 +83,9 @@ $(TRITON_VENV)/.triton:
 wheel: $(VENV)/.package
 	rm -rf build/wheel
 	EFFNET_AOT_ARCHS=all $(VENV)/bin/pip wheel --no-deps -w build/wheel .
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude libtorch_cpu.so --exclude libeffnet_aot.so -w dist build/wheel/*.whl
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --zip-compression-level 9 --exclude libtorch_cpu.so --exclude libeffnet_aot.so -w dist build/wheel/*.whl
 	@ls -l dist
-	@test -z "$$(find dist -name '*.whl' -size +25000k)" || { echo "make wheel: the wheel has more than 25 MB" >&2; exit 1; }
+	@test -z "$$(find dist -name '*.whl' -size +25000000c)" || { echo "make wheel: the wheel has more than 25 MB" >&2; exit 1; }
 
 matrix: wheel
 	$(VENV)/bin/python tools/matrix.py $(MATRIX)
