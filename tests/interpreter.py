@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import triton.language as tl
+from narrow_maps import SCALE, narrow_weight
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.runtime import interpreter
 
@@ -33,7 +34,6 @@ NARROW = {
     "narrowing": (torch.float32, torch.float32, torch.float16), "narrow": (torch.float16, torch.float32, torch.float16),
     "widening": (torch.float16, torch.float32, torch.float32), "widening16": (torch.float16, torch.float16, torch.float32),
 }  # fmt: skip
-SCALE = 2.0**13
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}  # half an ulp, of the output
 SUMS = 1e-5  # of float32 sums of a few hundred products, against the largest result
 HAS_BATCH_NORM, HAS_BIAS, VECTORS_ARE_FP32, HAS_RESIDUAL = 1, 2, 4, 8
@@ -131,8 +131,7 @@ class Case:
             return x, weight, None
         scale = None
         if self.weight_dtype == torch.float16:
-            exponent = 15 - torch.frexp(weight.abs().amax(1)).exponent
-            weight, scale = torch.ldexp(weight, exponent[:, None]).half(), torch.ldexp(torch.ones(len(weight)), -exponent) / SCALE
+            weight, scale = narrow_weight(weight)
         return (x * SCALE).half() if self.x_dtype == torch.float16 else x, weight, scale
 
     def vectors(self, channels):
@@ -289,15 +288,14 @@ class NarrowWeight(Case):
         weight[0] = 0
         for value, place in self.case.get("special", []):
             weight[tuple(place)] = float(value)
-        largest = torch.where(weight.isfinite(), weight.abs(), 0.0).amax(1)
-        exponent = torch.where(largest == 0, 113, 15 - torch.frexp(largest).exponent).clamp(-113, 113)
+        expected = narrow_weight(weight)
         buffers = [torch.full((count + 2 * GUARD,), 777.0, dtype=dtype) for count, dtype in ((rows * depth, torch.float16), (rows, torch.float32))]
         out, scale = (b[GUARD:-GUARD] for b in buffers)
         self.variant.kernel[(ceil(rows / self.c["BLOCK_M"]),)](guarded(weight), out, scale, rows, depth, **self.c, DEPENDENT_LAUNCH=False)
         for b in buffers:
             assert (b[:GUARD] == 777).all() and (b[-GUARD:] == 777).all(), "wrote outside the output"
-        torch.testing.assert_close(out.view(rows, depth), torch.ldexp(weight, exponent[:, None]).half(), rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(scale, torch.ldexp(torch.ones(rows), -exponent) / SCALE, rtol=0, atol=0)
+        torch.testing.assert_close(out.view(rows, depth), expected[0], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(scale, expected[1], rtol=0, atol=0)
 
 
 class FoldBatchNorm(Case):

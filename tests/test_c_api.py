@@ -72,8 +72,8 @@ REFUSED = [
      f"effnet_pointwise must use no members beyond the {ctypes.sizeof(c_api.Pointwise)} bytes that this library knows, got a value in byte {ctypes.sizeof(c_api.Pointwise) + 8}"),
     ("pointwise", {"precision": 5}, "precision must be from 0 to 3, got 5"),
     ("pointwise_pool", {"precision": 6}, "precision must be from 0 to 3, got 6"),
-    ("pointwise", {"precision": 4, "residual": RESIDUAL}, "residual must be null with EFFNET_NARROWING, got an address"),
-    ("pointwise", {"precision": 7}, "weight_scale must not be null, got null"),
+    ("pointwise", {"precision": c_api.NARROWING, "residual": RESIDUAL}, "residual must be null with EFFNET_NARROWING, got an address"),
+    ("pointwise", {"precision": c_api.WIDENING16}, "weight_scale must not be null, got null"),
     ("pointwise", {"weight_scale": BIAS}, "weight_scale must be null where precision is not EFFNET_WIDENING16, got an address"),
     ("depthwise", {"precision": 4}, "precision must be from 0 to 3, got 4"),
     ("narrow_weight", {"rows": 0}, "rows must be from 1 to 2147483647, got 0"),
@@ -229,8 +229,8 @@ def test_shorter_structs_of_earlier_versions(stub):
 
 def test_what_has_no_kernel(stub):
     """Narrow maps and weights, where they are not aligned or do not lie in channels_last."""
-    calls = [launch("pointwise", precision=4, x=X + 8), launch("pointwise", precision=6, layout=c_api.NCHW), launch("depthwise", precision=5, stride_x=2),
-             launch("pointwise", precision=4, epilogue=PROBLEMS["fold_batch_norm"]["epilogue"]), launch("narrow_weight", depth=12), launch("narrow_weight", out=OUT + 8)]  # fmt: skip
+    calls = [launch("pointwise", precision=c_api.NARROWING, x=X + 8), launch("pointwise", precision=c_api.WIDENING, layout=c_api.NCHW), launch("depthwise", precision=c_api.NARROW, stride_x=2),
+             launch("pointwise", precision=c_api.NARROWING, epilogue=PROBLEMS["fold_batch_norm"]["epilogue"]), launch("narrow_weight", depth=12), launch("narrow_weight", out=OUT + 8)]  # fmt: skip
     run = stub.run(*calls)
     assert not run.launches
     missing = "effnet_aot: the library holds no variant of {} for this data type and layout"

@@ -11,7 +11,7 @@ from math import ceil, inf, prod
 import pytest
 import stub_cuda
 from stub_cuda import c_api
-from stub_cuda.c_api import BF16, FP16, FP32, NCHW, NHWC, RELU, RELU6, TF32
+from stub_cuda.c_api import BF16, FP16, FP32, NARROW, NARROWING, NCHW, NHWC, RELU, RELU6, TF32, WIDENING, WIDENING16
 
 pytestmark = pytest.mark.xdist_group("stub_cuda")  # one worker, so that the stub is built once
 
@@ -125,10 +125,10 @@ CHOICES = [
     ("linear", {"out": OUT + 8}, "fp16_generic"),
     ("linear", {"in_features": 60}, "fp16_generic"),
     ("linear", {"out_features": 41}, "fp16_generic"),
-    ("pointwise", {"precision": 4}, "narrowing_nhwc_folded"),
-    ("pointwise", {"precision": 6}, "widening_nhwc_folded"),
-    ("pointwise", {"precision": 7, "weight_scale": SCALE}, "widening16_nhwc_folded"),
-    ("depthwise", {"precision": 5}, "narrow_k3_s1_rows"),
+    ("pointwise", {"precision": NARROWING}, "narrowing_nhwc_folded"),
+    ("pointwise", {"precision": WIDENING}, "widening_nhwc_folded"),
+    ("pointwise", {"precision": WIDENING16, "weight_scale": SCALE}, "widening16_nhwc_folded"),
+    ("depthwise", {"precision": NARROW}, "narrow_k3_s1_rows"),
     ("narrow_weight", {}, "fp32_to_fp16"),
     ("fold_batch_norm", {}, "fp32_to_fp16"),
     ("fold_batch_norm", {"out_precision": BF16}, "fp32_to_bf16"),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from exact import exact, exact_chain
+from narrow_maps import SCALE, narrow, narrow_weight
 from op_cases import ACTIVATIONS as FUNCTIONS
 from op_cases import lay_out
 from stub_cuda import c_api
@@ -23,7 +24,6 @@ from effnet_aot.cli.images import image_name
 # Of weights, and of maps that are not narrow; in the order of the C API's numbers.
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, **dict.fromkeys(("tf32", "fp32", "narrowing", "narrow", "widening", "widening16"), torch.float32)}
 NARROW_X, NARROW_OUT = ("narrow", "widening", "widening16"), ("narrowing", "narrow")
-SCALE = 2.0**13  # of a narrow map, which is float16
 ACTIVATIONS = ("none", "relu", "relu6")  # in the order of the C API's numbers
 POISON = 0x7FA5  # 16 bits that are a NaN in fp16 and bf16 and, twice, in fp32
 GUARD = 1024  # elements of it before and after a tensor
@@ -281,19 +281,6 @@ def draw(v, problem, tail, r):
     if tail.residual and v.op == "pointwise":
         tensors["residual"] = normal(problem.x[0], out_channels, *problem.x[2:])
     return tensors
-
-
-def narrow(t):
-    """As a narrow map holds it."""
-    return (t * SCALE).half().float() / SCALE
-
-
-def narrow_weight(weight):
-    """(rows times a power of two, rounded to float16; what takes sums back), as triton_src/narrow_weight.py says."""
-    largest = torch.where(weight.isfinite(), weight.abs(), 0.0).amax(1)
-    exponent = torch.where(largest == 0, 113, 15 - torch.frexp(largest).exponent).clamp(-113, 113)
-    one = torch.ones(len(weight))
-    return torch.ldexp(weight, exponent[:, None]).half(), torch.ldexp(one, -exponent) / SCALE
 
 
 def out_pixels(problem, kernel=3):

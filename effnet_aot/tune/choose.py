@@ -79,7 +79,7 @@ def needed(lines, problems, measured):
         kept.add(key)
         if variants.get(key, NONE) == NONE:
             inner = {p.inner: measured[p].key for p in problem.inside() if p in measured}
-            kept |= {k for kind, k in inner.items() if not INNER[kind][1:] or variants.get(inner.get(BEGINNING), NONE) == NONE}
+            kept |= {k for kind, k in inner.items() if "expand_depthwise" not in INNER[kind] or variants.get(inner.get(BEGINNING), NONE) == NONE}
             asked += [] if inner else [replace(problem, call=part) for part in parts(problem.call)]
     return [line for line in lines if line.key in kept or line.key not in keys]
 

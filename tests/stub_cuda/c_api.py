@@ -5,7 +5,7 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 
 OK, INVALID_ARGUMENT, NO_DRIVER, NO_IMAGE, DRIVER_ERROR, INTERNAL_ERROR = range(6)
-FP16, BF16, TF32, FP32 = range(4)
+FP16, BF16, TF32, FP32, NARROWING, NARROW, WIDENING, WIDENING16 = range(8)
 NCHW, NHWC = range(2)
 LINEAR, RELU, RELU6 = range(3)
 
