@@ -131,6 +131,11 @@ def test_networks(report):
     assert report.networks({"networks": rows}) == ["a: batch 1 ratio 1.20, batch 32 1.00 ms", "b: batch 1 FAILED"]
 
 
+def test_host_time(report):
+    rows = [{"dtype": "float16", "batch": 10, "process": i, "host_us": us, "call_us": [90.0]} for i, us in enumerate(([40.0, 41.0, 70.0], [38.0, 38.0, 39.0]), 1)]
+    assert report.host_time({"rows": rows}) == ["float16, batch 10: host 38.0 us to 41.0 us"]
+
+
 # Steps
 
 

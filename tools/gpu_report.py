@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -143,6 +144,13 @@ def networks(results):
     return lines
 
 
+def host_time(results):
+    medians = {}
+    for row in results["rows"]:
+        medians.setdefault(point(row), []).append(statistics.median(row["host_us"]))
+    return [f"{where}: host {us(min(found))} to {us(max(found))}" for where, found in medians.items()]
+
+
 def op_times(text):
     return [f"{where}: sum {us(float(measured))}, floor {us(float(floor))}" for where, measured, floor in re.findall(r"^(\S.*): sum ([\d.]+) \(([\d.]+)\)", text, re.MULTILINE)]
 
@@ -211,6 +219,7 @@ STEPS = [
     Step("weigh", "take back what of the ptx images' table an RTX 4090 would lose by, by ncu", "{python} -m effnet_aot tune weigh --bundle {bundle} --out {results}/tuned",
          30, 400, "tune-weigh.txt", weigh, prints="tune-weigh.txt"),
     Step("networks", "stock networks beside torch.compile", "{python} benchmarks/networks.py --device cuda --json {results}/networks.json", 60, 540, "networks.json", networks, prints="networks.txt"),
+    Step("host-time", "a call without a graph, in three processes", "{python} benchmarks/host_time.py --device cuda --json {results}/host-time.json", 30, 240, "host-time.json", host_time, prints="host-time.txt"),
     Step("op-times", "every op of the network alone", "{python} benchmarks/op_times.py {results}/op-times.txt", 15, 120, "op-times.txt", op_times),
 ]  # fmt: skip
 
