@@ -34,7 +34,7 @@ class BuildNative(build_ext):
     """Builds the libraries with ninja, and puts them, the manifest and what C++ programs need into the package."""
 
     # For effnet_aot/tune/bundle.py.
-    user_options = [*build_ext.user_options, ("candidates=", None, "build in what tuning tries: OP,...:PRECISION,..., where nothing means all")]
+    user_options = [*build_ext.user_options, ("candidates=", None, "build in what tuning tries: OP,...:PRECISION,...:NAME,..., where nothing means all")]
 
     def initialize_options(self):
         super().initialize_options()

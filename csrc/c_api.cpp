@@ -176,11 +176,22 @@ int64_t out_size(const Checker& check, const Axis& a, int64_t largest_stride = k
   return (padded - a.kernel) / a.stride + 1;
 }
 
+// Of products that were made one.
+Precision merged_precision(const Checker& check, int32_t precision, int32_t layout) {
+  if (precision != EFFNET_FP16 && precision != EFFNET_TF32) check.fail("precision must be EFFNET_FP16 or EFFNET_TF32", std::to_string(precision));
+  if (layout != EFFNET_NHWC) check.fail("layout must be EFFNET_NHWC", std::to_string(layout));
+  return Precision(precision);
+}
+
+constexpr size_t kSixteenBits = 2;
+
 // The part that the 1x1 convolutions share.
-PointwiseProblem pointwise_problem(const char* op, const Checker& check, const effnet_pointwise* given, bool pooled) {
+PointwiseProblem pointwise_problem(const char* op, const Checker& check, const effnet_pointwise* given, bool pooled, bool merged = false) {
   const auto p = check.read("effnet_pointwise", given, offsetof(effnet_pointwise, weight_scale));
   using enum Precision;
-  const Precision precision = pooled ? check.precision(p.precision) : check.precision(p.precision, {narrowing, widening, widening16});
+  const Precision precision = merged   ? merged_precision(check, p.precision, p.layout)
+                              : pooled ? check.precision(p.precision)
+                                       : check.precision(p.precision, {narrowing, widening, widening16});
   PointwiseProblem problem{.op = op, .precision = precision, .channels_last = check.channels_last(p.layout), .x = p.x, .weight = p.weight, .out = p.out,
                            .batch = check.number("batch", p.batch, 0), .pixels = check.number("height", p.height, 1) * check.number("width", p.width, 1),
                            .in_channels = check.number("in_channels", p.in_channels, 1), .out_channels = check.number("out_channels", p.out_channels, 1),
@@ -190,11 +201,20 @@ PointwiseProblem pointwise_problem(const char* op, const Checker& check, const e
   check.indexable("out", {problem.batch, problem.out_channels, pooled ? 1 : problem.pixels});
   if (pooled && p.residual) check.fail("residual must be null", "an address");
   if (p.residual && precision == narrowing) check.fail("residual must be null with EFFNET_NARROWING", "an address");
-  if (p.weight_scale && precision != widening16) check.fail("weight_scale must be null where precision is not EFFNET_WIDENING16", "an address");
+  const bool scaled = merged || precision == widening16;
+  if (p.weight_scale && !scaled) check.fail("weight_scale must be null where precision is not EFFNET_WIDENING16", "an address");
+  if (merged && (problem.tail.batch_norm || !problem.tail.vectors[0])) check.fail("epilogue must have a bias", problem.tail.batch_norm ? "batch norm" : "none");
+  if (merged && precision == fp16 && !problem.tail.vectors_are_fp32) check.fail("epilogue->vectors_are_fp32 must be 1", "0");
   if (problem.batch == 0) return problem;
-  check.addresses(p.x, p.weight, p.out, precision);
+  if (merged) {
+    check.address("x", p.x, kSixteenBits);
+    check.address("weight", p.weight, kSixteenBits);
+    check.address("out", p.out, bytes_of_out(precision));
+  } else {
+    check.addresses(p.x, p.weight, p.out, precision);
+  }
   if (p.residual) check.address("residual", problem.tail.residual = p.residual, bytes_of_element(precision));
-  if (precision == widening16) check.address("weight_scale", problem.weight_scale = p.weight_scale, sizeof(float));
+  if (scaled) check.address("weight_scale", problem.weight_scale = p.weight_scale, sizeof(float));
   return problem;
 }
 
@@ -241,9 +261,11 @@ struct Convolution {
 // The numbers and addresses that effnet_expand_depthwise and effnet_mbconv share, and what they make of them. Without
 // `loads` x has no address.
 template <class Problem, class Struct>
-Problem expanding_problem(const char* op, const Checker& check, const Struct& p, bool loads = true) {
+Problem expanding_problem(const char* op, const Checker& check, const Struct& p, bool loads = true, bool merged = false) {
   constexpr bool projects = requires { p.out_channels; };
-  const Precision precision = projects ? check.precision(p.precision) : check.precision(p.precision, {Precision::narrowing});
+  const Precision precision = merged     ? merged_precision(check, p.precision, p.layout)
+                              : projects ? check.precision(p.precision)
+                                         : check.precision(p.precision, {Precision::narrowing});
   const bool channels_last = check.channels_last(p.layout);
   check.number("batch", p.batch, 0);
   check.number("in_channels", p.in_channels, 1);
@@ -269,10 +291,10 @@ Problem expanding_problem(const char* op, const Checker& check, const Struct& p,
   const bool taps_first = check.number("depthwise_taps_first", p.depthwise_taps_first, 0, 1) == 1;
   const auto [low, high] = check.clamp("activation", p.activation);
   if (p.batch > 0) {
-    if (loads) check.address("x", p.x, element);
+    if (loads) check.address("x", p.x, merged ? kSixteenBits : element);
     check.address("depthwise_weight", p.depthwise_weight, element);
-    check.address("out", p.out, bytes_of_out(precision));
-    if (p.expand_weight || !projects) check.address("expand_weight", p.expand_weight, element);
+    check.address("out", p.out, merged ? kSixteenBits : bytes_of_out(precision));
+    if (p.expand_weight || !projects) check.address("expand_weight", p.expand_weight, merged ? kSixteenBits : element);
     if (p.expand_bias) check.address("expand_bias", p.expand_bias, bias_element);
     if (p.depthwise_bias) check.address("depthwise_bias", p.depthwise_bias, bias_element);
   }
@@ -287,9 +309,18 @@ Problem expanding_problem(const char* op, const Checker& check, const Struct& p,
   return problem;
 }
 
+constexpr size_t kOldestExpandDepthwise = offsetof(effnet_expand_depthwise, expand_scale);
+
 // Their workspaces are for the callers to look at.
 ExpandDepthwiseProblem expand_depthwise_problem(const Checker& check, const effnet_expand_depthwise& p) {
+  if (p.expand_scale) check.fail("expand_scale must be null", "an address");
   return expanding_problem<ExpandDepthwiseProblem>("expand_depthwise", check, p);
+}
+
+ExpandDepthwiseProblem merged_depthwise_problem(const Checker& check, const effnet_expand_depthwise& p) {
+  auto problem = expanding_problem<ExpandDepthwiseProblem>("merged_depthwise", check, p, /*loads=*/true, /*merged=*/true);
+  if (problem.batch > 0) check.address("expand_scale", problem.expand_scale = p.expand_scale, sizeof(float));
+  return problem;
 }
 
 MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool loads = true) {
@@ -405,6 +436,35 @@ int effnet_launch_pointwise_pool(const effnet_pointwise* given, int device, void
   });
 }
 
+int effnet_launch_merged_pool(const effnet_pointwise* given, int device, void* stream) {
+  return guarded([&] {
+    const auto problem = pointwise_problem("merged_pool", {"effnet_launch_merged_pool"}, given, /*pooled=*/true, /*merged=*/true);
+    if (problem.batch > 0) launch_merged_pool(problem, {device, stream});
+  });
+}
+
+int effnet_launch_merge_weights(const effnet_merge_weights* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_merge_weights"};
+    const auto p = check.read("effnet_merge_weights", given, sizeof(effnet_merge_weights));
+    if (p.precision != EFFNET_FP16 && p.precision != EFFNET_FP32) check.fail("precision must be EFFNET_FP16 or EFFNET_FP32", std::to_string(p.precision));
+    const Precision precision{p.precision};
+    check.number("rows", p.rows, 1);
+    check.number("depth", p.depth, 1);
+    check.number("columns", p.columns, 1);
+    check.indexable("first", {p.depth, p.columns});
+    check.indexable("second", {p.rows, p.depth});
+    check.indexable("out", {p.rows, p.columns});
+    check.address("first", p.first, bytes_of_weight(precision));
+    check.address("second", p.second, bytes_of_weight(precision));
+    for (const auto& [name, address] : std::initializer_list<std::pair<const char*, const void*>>{
+             {"first_bias", p.first_bias}, {"second_bias", p.second_bias}, {"out", p.out}, {"out_bias", p.out_bias}})
+      check.address(name, address, sizeof(float));
+    launch_merge_weights({.op = "merge_weights", .precision = precision, .first = p.first, .first_bias = p.first_bias, .second = p.second, .second_bias = p.second_bias,
+                          .out = p.out, .out_bias = p.out_bias, .rows = p.rows, .depth = p.depth, .columns = p.columns, .variant = p.variant}, {device, stream});
+  });
+}
+
 int effnet_launch_narrow_weight(const effnet_narrow_weight* given, int device, void* stream) {
   return guarded([&] {
     const Checker check{"effnet_launch_narrow_weight"};
@@ -504,7 +564,7 @@ int effnet_expand_depthwise_workspace(const effnet_expand_depthwise* given, int 
   return guarded([&] {
     const Checker check{"effnet_expand_depthwise_workspace"};
     if (!bytes) check.fail("bytes must not be null", "null");
-    const auto problem = expand_depthwise_problem(check, check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise)));
+    const auto problem = expand_depthwise_problem(check, check.read("effnet_expand_depthwise", given, kOldestExpandDepthwise));
     *bytes = problem.batch == 0 ? 0 : expand_depthwise_workspace(problem, {.device = device});
   });
 }
@@ -512,11 +572,19 @@ int effnet_expand_depthwise_workspace(const effnet_expand_depthwise* given, int 
 int effnet_launch_expand_depthwise(const effnet_expand_depthwise* given, int device, void* stream) {
   return guarded([&] {
     const Checker check{"effnet_launch_expand_depthwise"};
-    const auto p = check.read("effnet_expand_depthwise", given, sizeof(effnet_expand_depthwise));
+    const auto p = check.read("effnet_expand_depthwise", given, kOldestExpandDepthwise);
     const auto problem = expand_depthwise_problem(check, p);
     if (problem.batch == 0) return;
     check_workspace(check, p.workspace, [&] { return expand_depthwise_workspace(problem, {.device = device}); }, bytes_of_element(problem.precision), "effnet_expand_depthwise_workspace");
     launch_expand_depthwise(problem, p.workspace, {device, stream});
+  });
+}
+
+int effnet_launch_merged_depthwise(const effnet_expand_depthwise* given, int device, void* stream) {
+  return guarded([&] {
+    const Checker check{"effnet_launch_merged_depthwise"};
+    const auto problem = merged_depthwise_problem(check, check.read("effnet_expand_depthwise", given, kOldestExpandDepthwise));
+    if (problem.batch > 0) launch_merged_depthwise(problem, {device, stream});
   });
 }
 

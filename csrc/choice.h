@@ -40,6 +40,16 @@ struct Tile {
   int rows, columns;
 };
 
+// Output rows of a block that takes so many pixels of an image: as many as have windows that fit into them, shared out evenly. 0: not
+// even one.
+inline int64_t rows_of_band(const ExpandDepthwiseProblem& p, int64_t pixels) {
+  if (p.height * p.width <= pixels) return p.out_height;
+  const int64_t rows = pixels / p.width;
+  if (rows < p.kernel) return 0;
+  const int64_t most = std::min((rows - p.kernel) / p.stride_y + 1, p.out_height);
+  return ceil_div(p.out_height, ceil_div(p.out_height, most));
+}
+
 // The variant that the caller named is for other problems.
 [[noreturn]] inline void refuse(const char* op, const Tile& tile, const std::string& missing) {
   throw Error(Failure::invalid_argument, std::string("effnet::") + op + ": variant " + tile.variant->name + " does not have " + missing);
@@ -123,6 +133,12 @@ class TileTable {
   template <class Blocks, class Rule>
   const Tile* choose_or_none(int key, Place place, const Shape& shape, Blocks blocks, Rule otherwise) const {
     return pick(key, place, shape, blocks, otherwise, /*or_none=*/true);
+  }
+
+  // What the tuning table says of the shape, and null where it says nothing.
+  template <class Blocks>
+  const Tile* choose_measured(int key, Place place, const Shape& shape, Blocks blocks) const {
+    return choose_or_none(key, place, shape, blocks, []() -> const Tile* { return nullptr; });
   }
 
   // For an output that is so many images of rows by columns, and work that grows with the tile's area.

@@ -149,6 +149,8 @@ struct Cpu {
     return {Tensor(view), stable::to(bias, s.bias_dtype)};
   }
 
+  static std::vector<MergedProduct> merge_products(std::vector<Tensor>&, std::span<const int64_t>) { return {}; }
+
   static Tensor network(const Tensor& x, const Network& network) {
     const auto steps = parse_program(network.program, network.weights.size());
     infer(steps, x, network.weights);  // so that nothing is computed of a network that has a fault

@@ -258,6 +258,30 @@ struct Cuda {
     return {out, bias};
   }
 
+  static std::vector<MergedProduct> merge_products(std::vector<Tensor>& weights, std::span<const int64_t> program) {
+    const char* op = "_hold_network";
+    std::vector<MergedProduct> merged;
+    if (!has_merged_kernels()) return merged;
+    for (const MergeablePair& pair : mergeable_pairs(parse_program(program, weights.size()), weights)) {
+      const Tensor &first = weights[pair.first_weight], &second = weights[pair.second_weight];
+      if (!first.is_cuda() || second.get_device_index() != first.get_device_index()) continue;
+      const int64_t rows = second.sizes()[0], depth = first.sizes()[0], columns = first.sizes()[1];
+      const auto make = [&](int32_t dtype, int64_t count) { return empty(first, dtype, std::array{count}, std::array<int64_t, 1>{1}); };
+      Tensor product = make(aoti_torch_dtype_float32(), rows * columns), bias = make(aoti_torch_dtype_float32(), rows), scale = make(aoti_torch_dtype_float32(), rows);
+      Tensor narrow = empty(first, aoti_torch_dtype_float16(), std::array{rows, columns}, std::array<int64_t, 2>{columns, 1});
+      const Place place = place_of(first);
+      launch_merge_weights({.op = op, .precision = precision_of(first, /*tf32=*/false), .first = first.const_data_ptr(),
+                            .first_bias = weights[pair.first_bias].const_data_ptr(), .second = second.const_data_ptr(),
+                            .second_bias = weights[pair.second_bias].const_data_ptr(), .out = product.mutable_data_ptr(), .out_bias = bias.mutable_data_ptr(),
+                            .rows = rows, .depth = depth, .columns = columns}, place);
+      launch_narrow_weight({.op = op, .weight = product.const_data_ptr(), .out = narrow.mutable_data_ptr(), .scale = scale.mutable_data_ptr(), .rows = rows, .depth = columns}, place);
+      const int64_t next = static_cast<int64_t>(weights.size());
+      merged.push_back({pair.step, next, next + 1, next + 2});
+      weights.insert(weights.end(), {narrow, scale, bias});
+    }
+    return merged;
+  }
+
   static Tensor network(const Tensor& x, const Network& network) {
     const auto plan = plan_network(x, network, tf32_for_convolutions(), tf32_for_matmul());
     if (plan->composed) return compose<Cuda>(plan->steps, x, network.weights);

@@ -21,14 +21,7 @@ bool fits_a_kernel(const ExpandDepthwiseProblem& p) {
          aligned({p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.out}, {p.in_channels, p.hidden});
 }
 
-// Output rows of a block: as many as have windows that fit into its pixels, shared out evenly. 0: not even one.
-int64_t band(const ExpandDepthwiseProblem& p, const Tile& tile) {
-  if (p.height * p.width <= tile.rows) return p.out_height;
-  const int64_t rows = tile.rows / p.width;
-  if (rows < p.kernel) return 0;
-  const int64_t most = std::min((rows - p.kernel) / p.stride_y + 1, p.out_height);
-  return ceil_div(p.out_height, ceil_div(p.out_height, most));
-}
+int64_t band(const ExpandDepthwiseProblem& p, const Tile& tile) { return rows_of_band(p, tile.rows); }
 
 int64_t blocks(const ExpandDepthwiseProblem& p, const Tile& tile) {
   const int64_t rows = band(p, tile);

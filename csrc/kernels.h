@@ -41,8 +41,19 @@ struct PointwiseProblem {
   void* out;
   int64_t batch, pixels, in_channels, out_channels;  // pixels of one image
   Tail tail;
-  const void* weight_scale = nullptr;  // of Precision::widening16: a float32 an output channel, by which sums are multiplied
+  const void* weight_scale = nullptr;  // of Precision::widening16 and launch_merged_pool(): a float32 an output channel, by which sums are multiplied
   const char* variant = nullptr;  // null: the library chooses
+};
+
+// Two 1x1 convolutions with nothing between them as one: out = second * first, out_bias = second * first_bias + second_bias, of
+// second (rows, depth) and first (depth, columns). Weights as the precision says, fp16 or fp32; all else float32.
+struct MergeWeightsProblem {
+  const char* op;
+  Precision precision;
+  const void *first, *first_bias, *second, *second_bias;
+  void *out, *out_bias;
+  int64_t rows, depth, columns;
+  const char* variant = nullptr;
 };
 
 // A weight (rows, depth) of float32 as Precision::widening16 takes it, and its rows' scales, in float32.
@@ -104,10 +115,13 @@ struct ExpandDepthwiseProblem {
   float low, high;                // the activation as a clamp
   bool vectors_are_fp32 = false;  // else the biases have x's type
   bool depthwise_taps_first = false;
-  const char* variant = nullptr;  // of a kernel that computes both steps
+  const void* expand_scale = nullptr;  // of launch_merged_depthwise(): as PointwiseProblem::weight_scale
+  const char* variant = nullptr;       // of a kernel that computes both steps
 };
 
-// project(depthwise(expand(x))) + residual, biases folded in, activations after the first two.
+// project(depthwise(expand(x))) + residual, biases folded in, activations after the first two. Where the expansion is one product with
+// the projection of the block before, x is that block's filtered map, and in_channels are its hidden ones; where the projection is part
+// of what follows, `out` is the filtered map. Such maps have sixteen bits: in TF32 they are narrow.
 struct MbconvProblem {
   const char* op;
   Precision precision;
@@ -115,7 +129,7 @@ struct MbconvProblem {
   const void* x;
   const void *expand_weight, *expand_bias;  // without weight there is no such step, and hidden = in_channels
   const void *depthwise_weight, *depthwise_bias;
-  const void *project_weight, *project_bias;
+  const void *project_weight, *project_bias;  // without weight there is no such step
   const void* residual;
   void* out;
   int64_t batch, in_channels, hidden, out_channels, height, width, out_height, out_width, kernel;
@@ -123,7 +137,8 @@ struct MbconvProblem {
   float low, high;                // the activation as a clamp
   bool vectors_are_fp32 = false;  // else the biases have x's type
   bool depthwise_taps_first = false;
-  const char* variant = nullptr;  // of a kernel that computes the whole block
+  const void* expand_scale = nullptr;  // of an expansion that is one product with a projection: the weight is launch_narrow_weight()'s
+  const char* variant = nullptr;       // of a kernel that computes the whole block
 };
 
 // A convolution's weight and batch norm as one weight and one bias. The precisions say how weight and out are stored.
@@ -141,6 +156,7 @@ struct FoldBatchNormProblem {
 };
 
 void launch_pointwise(const PointwiseProblem& problem, Place place);
+void launch_merge_weights(const MergeWeightsProblem& problem, Place place);
 void launch_narrow_weight(const NarrowWeightProblem& problem, Place place);
 void launch_pointwise_pool(const PointwiseProblem& problem, Place place);
 void launch_depthwise(const DepthwiseProblem& problem, Place place);
@@ -157,6 +173,23 @@ int64_t expand_depthwise_workspace(const ExpandDepthwiseProblem& problem, Place 
 void launch_expand_depthwise(const ExpandDepthwiseProblem& problem, void* workspace, Place place);
 int64_t mbconv_workspace(const MbconvProblem& problem, Place place);
 void launch_mbconv(const MbconvProblem& problem, void* workspace, Place place);
+
+// Whether the filtered map of a block may be what the kernels of merged products read and write; aligned as for mbconv_workspace().
+bool has_mergeable_map(const MbconvProblem& problem);
+
+// Whether the library holds kernels for products that were made one.
+bool has_merged_kernels();
+
+// Of products that launch_merge_weights() and launch_narrow_weight() made one: expand_depthwise() and pointwise_pool() with maps of
+// sixteen bits, in TF32 narrow ones. The precision is fp16 or tf32. Whether there is a kernel that measured better than two products, or
+// which the caller named; and its launch.
+bool merges_depthwise(const ExpandDepthwiseProblem& problem, Place place);
+void launch_merged_depthwise(const ExpandDepthwiseProblem& problem, Place place);
+bool merges_pool(const PointwiseProblem& problem, Place place);
+void launch_merged_pool(const PointwiseProblem& problem, Place place);
+
+// The same of a block whose expansion is such a product.
+bool merges_beginning(const MbconvProblem& problem, Place place);
 
 // A network's first convolution, then a block without expansion on its map, which is stem.out and block.x: neither is set.
 struct StemMbconvProblem {

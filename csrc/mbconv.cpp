@@ -7,11 +7,14 @@
 namespace effnet {
 namespace {
 
-// Whether the hidden maps of several kernels are narrow: where nothing is lost by it to TF32, and there are kernels for it.
-bool has_narrow_maps(const MbconvProblem& p) {
-  return p.precision == Precision::tf32 && p.channels_last && p.expand_weight && p.low == 0 && p.high <= kMostNarrow && p.stride_y == p.stride_x &&
+// Whether the kernels that read and write hidden maps of sixteen bits serve the block.
+bool is_aligned(const MbconvProblem& p) {
+  return p.channels_last && p.expand_weight && p.stride_y == p.stride_x &&
          aligned({p.x, p.expand_weight, p.depthwise_weight, p.project_weight, p.residual, p.out}, {p.in_channels, p.hidden, p.out_channels});
 }
+
+// Whether the hidden maps of several kernels are narrow: where nothing is lost by it to TF32, and there are kernels for it.
+bool has_narrow_maps(const MbconvProblem& p) { return p.precision == Precision::tf32 && p.low == 0 && p.high <= kMostNarrow && is_aligned(p); }
 
 // The precision of the kernels in front of the projection, and its own.
 Precision hidden_precision(const MbconvProblem& p) { return has_narrow_maps(p) ? Precision::narrowing : p.precision; }
@@ -24,17 +27,25 @@ Precision projection_precision(const MbconvProblem& p, Place place) {
 }
 
 ExpandDepthwiseProblem expand_depthwise(const MbconvProblem& p, void* filtered) {
-  return {.op = p.op, .precision = hidden_precision(p), .channels_last = p.channels_last, .x = p.x, .expand_weight = p.expand_weight, .expand_bias = p.expand_bias,
+  return {.op = p.op, .precision = p.expand_scale ? p.precision : hidden_precision(p), .channels_last = p.channels_last, .x = p.x, .expand_weight = p.expand_weight, .expand_bias = p.expand_bias,
           .depthwise_weight = p.depthwise_weight, .depthwise_bias = p.depthwise_bias, .out = filtered, .batch = p.batch, .in_channels = p.in_channels,
           .hidden = p.hidden, .height = p.height, .width = p.width, .out_height = p.out_height, .out_width = p.out_width, .kernel = p.kernel,
           .stride_y = p.stride_y, .stride_x = p.stride_x, .left = p.left, .top = p.top, .low = p.low, .high = p.high,
-          .vectors_are_fp32 = p.vectors_are_fp32, .depthwise_taps_first = p.depthwise_taps_first};
+          .vectors_are_fp32 = p.vectors_are_fp32, .depthwise_taps_first = p.depthwise_taps_first, .expand_scale = p.expand_scale};
+}
+
+// The steps in front of the projection.
+int64_t beginning_workspace(const MbconvProblem& p, Place place) { return p.expand_scale ? 0 : expand_depthwise_workspace(expand_depthwise(p, nullptr), place); }
+
+void launch_beginning(const MbconvProblem& p, void* filtered, void* workspace, Place place) {
+  const ExpandDepthwiseProblem beginning = expand_depthwise(p, filtered);
+  p.expand_scale ? launch_merged_depthwise(beginning, place) : launch_expand_depthwise(beginning, workspace, place);
 }
 
 // What the workspace holds, one after the other: the expanded map, if there is one in memory, the filtered one, and a narrow weight.
 struct Maps {
   Maps(const MbconvProblem& p, Place place) {
-    if (p.expand_weight) filtered = padded(expand_depthwise_workspace(expand_depthwise(p, nullptr), place));
+    if (p.expand_weight) filtered = padded(beginning_workspace(p, place));
     bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_out(hidden_precision(p));
     if (projection_precision(p, place) != Precision::widening16) return;
     weight = padded(bytes);
@@ -59,7 +70,7 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
   if (narrow_weight)
     launch_narrow_weight({.op = p.op, .weight = p.project_weight, .out = base + maps.weight, .scale = base + maps.scale, .rows = p.out_channels, .depth = p.hidden}, place);
   if (p.expand_weight)
-    launch_expand_depthwise(expand_depthwise(p, filtered), workspace, place);
+    launch_beginning(p, filtered, workspace, place);
   else
     launch_depthwise({.op = p.op, .precision = p.precision, .channels_last = p.channels_last, .x = p.x, .weight = p.depthwise_weight, .out = filtered,
                       .batch = p.batch, .channels = p.hidden, .height = p.height, .width = p.width, .out_height = p.out_height, .out_width = p.out_width,
@@ -105,6 +116,7 @@ int64_t blocks(const MbconvProblem& p, const Tile& tile) {
 
 // The tile of the kernel that computes the block; null where several kernels are better, or there is none.
 const Tile* fused(const MbconvProblem& p, Place place) {
+  if (p.expand_scale || !p.project_weight) return nullptr;
   const int fitting = fits_a_kernel(p) ? key(p.precision, p.expand_weight, p.in_channels, p.stride_y) : -1;
   if (p.variant) return &table().named(p.op, p.variant, {fitting});
   if (fitting < 0) return nullptr;
@@ -135,9 +147,17 @@ void launch_fused(const MbconvProblem& p, const Tile& tile, Place place) {
 
 }  // namespace
 
-int64_t mbconv_workspace(const MbconvProblem& p, Place place) { return fused(p, place) ? 0 : Maps(p, place).bytes; }
+bool has_mergeable_map(const MbconvProblem& p) { return has_narrow_maps(p) || (p.precision == Precision::fp16 && is_aligned(p)); }
+
+bool merges_beginning(const MbconvProblem& p, Place place) { return merges_depthwise(expand_depthwise(p, nullptr), place); }
+
+int64_t mbconv_workspace(const MbconvProblem& p, Place place) {
+  if (!p.project_weight) return beginning_workspace(p, place);
+  return fused(p, place) ? 0 : Maps(p, place).bytes;
+}
 
 void launch_mbconv(const MbconvProblem& p, void* workspace, Place place) {
+  if (!p.project_weight) return launch_beginning(p, p.out, workspace, place);
   if (const Tile* tile = fused(p, place)) return launch_fused(p, *tile, place);
   launch_unfused(p, workspace, place);
 }

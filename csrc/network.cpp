@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <limits>
 #include <mutex>
 #include <unordered_map>
 
@@ -97,6 +98,7 @@ struct Planner {
   const std::vector<Step>& steps;
   const Tensor& x;  // of all lanes
   const std::vector<Tensor>& weights;
+  std::span<const MergedProduct> merged_products;
   bool tf32_convolutions, tf32_matmul;
   int lanes;
   int64_t first, images;  // of x, which are this lane's
@@ -111,6 +113,24 @@ struct Planner {
   Precision convolutions = precision_of(type, tf32_convolutions);
   int device = static_cast<int>(x.get_device_index());
   mutable std::array<int64_t, 4> dense{};  // strides of the map that a convolution reads, until its launch
+  std::vector<const MergedProduct*> merged = std::vector<const MergedProduct*>(steps.size());  // of every step, null where its products are its own
+
+  // Which products are taken as one: where that was measured to be faster.
+  std::vector<const MergedProduct*> merge() const {
+    std::vector<const MergedProduct*> chosen(steps.size());
+    for (const MergedProduct& m : merged_products) {
+      const Step& s = steps[m.step];
+      if (!has_mergeable_map(plain_block(s.input - 1))) continue;
+      if (s.kind == StepKind::pointwise_pool ? merges_pool(pool(m.step, &m), place()) : has_mergeable_map(plain_block(m.step)) && merges_beginning(block(m.step, &m), place()))
+        chosen[m.step] = &m;
+    }
+    return chosen;
+  }
+
+  // Whether the projection of a block is part of the step that reads its result.
+  bool projects_later(size_t i) const {
+    return std::any_of(merged.begin(), merged.end(), [&](const MergedProduct* m) { return m && steps[m->step].input == static_cast<int64_t>(i) + 1; });
+  }
 
   void* image(int64_t number) const {
     if (number > 0) return symbol(kWorkspace, places[number - 1].result);
@@ -151,6 +171,20 @@ struct Planner {
   }
 
   MbconvProblem block(size_t i) const {
+    MbconvProblem p = merged[i] ? block(i, merged[i]) : plain_block(i);
+    if (projects_later(i)) p.project_weight = nullptr, p.project_bias = nullptr;
+    return p;
+  }
+
+  MbconvProblem block(size_t i, const MergedProduct* m) const {
+    MbconvProblem p = plain_block(i);
+    p.in_channels = shapes[steps[i].input - 1].block.project.in_channels;
+    p.expand_weight = weight(m->weight), p.expand_scale = weight(m->scale), p.expand_bias = weight(m->bias);
+    return p;
+  }
+
+  // With all of its own products.
+  MbconvProblem plain_block(size_t i) const {
     const Step& s = steps[i];
     MbconvProblem p = mbconv_problem(s.op.c_str(), convolutions, shapes[i].block, s.activation);
     p.x = image(s.input), p.residual = image(s.residual), p.out = out(i);
@@ -159,6 +193,26 @@ struct Planner {
     p.project_weight = weight(s.project_weight), p.project_bias = weight(s.project_bias);
     p.vectors_are_fp32 = vectors_are_fp32(s);
     p.depthwise_taps_first = is_taps_first(weights[s.weight]);
+    return p;
+  }
+
+  int64_t bytes_of_result(size_t i) const {
+    if (!projects_later(i)) return shapes[i].out.numel() * bytes_of_element(convolutions);
+    constexpr int64_t kSixteenBits = 2;
+    return shapes[i].block.depthwise.out_numel() * kSixteenBits;
+  }
+
+  Tail tail_of(const Step& s) const {
+    const auto [low, high] = bounds(s.activation);
+    return {.vectors = {weight(s.bias)}, .vectors_are_fp32 = vectors_are_fp32(s), .low = low, .high = high, .residual = image(s.residual)};
+  }
+
+  PointwiseProblem pool(size_t i, const MergedProduct* m) const {
+    const Step& s = steps[i];
+    PointwiseProblem p = pointwise_problem(s.op.c_str(), convolutions, shapes[i].conv, image(s.input), weight(s.weight), out(i), tail_of(s));
+    if (!m) return p;
+    p.in_channels = shapes[s.input - 1].block.project.in_channels;
+    p.weight = weight(m->weight), p.weight_scale = weight(m->scale), p.tail.vectors[0] = weight(m->bias);
     return p;
   }
 
@@ -172,11 +226,10 @@ struct Planner {
       for (int64_t number : {steps[i].input, steps[i].residual})
         if (number > 0) last[number - 1] = i;
     }
+    for (size_t i = 0; i + 1 < count; ++i) places[i].result = 0;  // aligned, which is all that the kernels and the size of a scratch may depend on
+    merged = merge();
     std::vector<Buffer> buffers;
-    for (size_t i = 0; i + 1 < count; ++i) {
-      places[i].result = 0;  // aligned, which is all that the size of a scratch may depend on
-      buffers.push_back({padded(shapes[i].out.numel() * bytes_of_element(convolutions)), i, last[i], &places[i].result});
-    }
+    for (size_t i = 0; i + 1 < count; ++i) buffers.push_back({padded(bytes_of_result(i)), i, last[i], &places[i].result});
     for (size_t i = 0; i < count; ++i) {
       const StepKind kind = steps[i].kind;
       const int64_t bytes = kind == StepKind::mbconv ? mbconv_workspace(block(i), place()) : kind == StepKind::stem_mbconv ? stem_mbconv_workspace(stem_and_block(i), place()) : 0;
@@ -199,12 +252,11 @@ struct Planner {
     const char* op = s.op.c_str();
     const ConvShape& c = shapes[i].conv;
     void *const input = image(s.input), *const w = weight(s.weight), *const result = out(i);
-    const auto [low, high] = bounds(s.activation);
-    const Tail tail{.vectors = {weight(s.bias)}, .vectors_are_fp32 = vectors_are_fp32(s), .low = low, .high = high, .residual = image(s.residual)};
+    const Tail tail = tail_of(s);
     switch (s.kind) {
       case StepKind::conv: return launch_conv(convolution(i, s.weight, tail, result), place);
       case StepKind::pointwise: return launch_pointwise(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
-      case StepKind::pointwise_pool: return launch_pointwise_pool(pointwise_problem(op, convolutions, c, input, w, result, tail), place);
+      case StepKind::pointwise_pool: return merged[i] ? launch_merged_pool(pool(i, merged[i]), place) : launch_pointwise_pool(pool(i, nullptr), place);
       case StepKind::depthwise: return launch_depthwise(depthwise_problem(op, convolutions, c, input, w, is_taps_first(weights[s.weight]), result, tail), place);
       case StepKind::linear: return launch_linear(linear_problem(op, precision_of(type, tf32_matmul), shapes[i].linear, input, w, result, tail), place);
       case StepKind::mbconv:
@@ -213,8 +265,8 @@ struct Planner {
   }
 };
 
-std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const std::vector<Tensor>& weights, std::span<const int64_t> program, bool tf32_convolutions, bool tf32_matmul,
-                                             const std::vector<int64_t>& signature) {
+std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const Network& network, bool tf32_convolutions, bool tf32_matmul, const std::vector<int64_t>& signature) {
+  const auto& [weights, program, known, merged] = network;
   auto plan = std::make_shared<NetworkPlan>();
   plan->program.assign(program.begin(), program.end());
   plan->signature = signature;
@@ -226,7 +278,7 @@ std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const std::vector<
   const int lanes = lanes_of(x);
   const int64_t images = x.sizes()[0] / lanes;
   for (int lane = 0; lane < lanes; ++lane) {
-    Planner planner{.steps = plan->steps, .x = x, .weights = weights, .tf32_convolutions = tf32_convolutions, .tf32_matmul = tf32_matmul,
+    Planner planner{.steps = plan->steps, .x = x, .weights = weights, .merged_products = merged, .tf32_convolutions = tf32_convolutions, .tf32_matmul = tf32_matmul,
                     .lanes = lanes, .first = lane * images, .images = images, .workspace = plan->workspace};
     planner.place_maps();
     auto& launches = plan->sequence.lanes.emplace_back();
@@ -239,7 +291,7 @@ std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const std::vector<
 }  // namespace
 
 std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const Network& network, bool tf32_convolutions, bool tf32_matmul) {
-  const auto& [weights, program, known] = network;
+  const auto& [weights, program, known, merged] = network;
   static thread_local std::vector<int64_t> signature;  // keeps its memory
   signature.clear();
   signature.push_back(2 * tf32_convolutions + tf32_matmul);
@@ -248,7 +300,7 @@ std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const Network& 
   if (known.empty())
     for (const Tensor& t : weights) append(signature, t);
   // What the tuner tries is no plan for others.
-  if (tuning_is_on()) [[unlikely]] return make_plan(x, weights, program, tf32_convolutions, tf32_matmul, signature);
+  if (tuning_is_on()) [[unlikely]] return make_plan(x, network, tf32_convolutions, tf32_matmul, signature);
 
   static std::mutex mutex;
   static auto* plans = new std::vector<std::shared_ptr<const NetworkPlan>>;  // the last used one first
@@ -262,7 +314,7 @@ std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const Network& 
       return plans->front();
     }
   }
-  auto plan = make_plan(x, weights, program, tf32_convolutions, tf32_matmul, signature);
+  auto plan = make_plan(x, network, tf32_convolutions, tf32_matmul, signature);
   std::lock_guard lock(mutex);
   if (plans->size() >= kPlans) plans->pop_back();
   plans->insert(plans->begin(), plan);
@@ -284,9 +336,42 @@ Held& held() {
 
 }  // namespace
 
-int64_t hold_network(const std::vector<Tensor>& weights, std::span<const int64_t> program) {
-  auto kept = std::make_shared<HeldNetwork>(weights, std::vector(program.begin(), program.end()));
-  for (const Tensor& t : weights) append(kept->signature, t);
+std::vector<MergeablePair> mergeable_pairs(const std::vector<Step>& steps, const std::vector<Tensor>& weights) {
+  std::vector<int> readers(steps.size() + 1);
+  for (const Step& s : steps) {
+    ++readers[s.input];
+    if (s.residual > 0) ++readers[s.residual];
+  }
+  // What fits what is checked by infer(), later.
+  const auto is_matrix = [&](const Tensor& t, ScalarType type) {
+    return t.scalar_type() == type && t.dim() >= 2 && is_contiguous(t) && t.numel() == t.sizes()[0] * t.sizes()[1];
+  };
+  const auto is_bias = [&](int64_t bias, int64_t channels) {
+    return bias >= 0 && weights[bias].scalar_type() == ScalarType::Float && is_contiguous(weights[bias]) && weights[bias].numel() == channels;
+  };
+  std::vector<MergeablePair> pairs;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Step& s = steps[i];
+    const bool is_block = s.kind == StepKind::mbconv;
+    if (s.input == 0 || readers[s.input] != 1 || !(is_block || s.kind == StepKind::pointwise_pool)) continue;
+    const Step& before = steps[s.input - 1];
+    if (before.kind != StepKind::mbconv || before.residual >= 0) continue;
+    const MergeablePair pair{i, before.project_weight, before.project_bias, is_block ? s.expand_weight : s.weight, is_block ? s.expand_bias : s.bias};
+    if (pair.second_weight < 0) continue;
+    const Tensor &first = weights[pair.first_weight], &second = weights[pair.second_weight];
+    const ScalarType type = first.scalar_type();
+    if ((type != ScalarType::Half && type != ScalarType::Float) || !is_matrix(first, type) || !is_matrix(second, type)) continue;
+    const int64_t rows = second.sizes()[0], depth = first.sizes()[0], columns = first.sizes()[1];
+    if (second.sizes()[1] != depth || columns % 8 || rows * columns > std::numeric_limits<int32_t>::max()) continue;
+    if (!is_bias(pair.first_bias, depth) || !is_bias(pair.second_bias, rows)) continue;
+    pairs.push_back(pair);
+  }
+  return pairs;
+}
+
+int64_t hold_network(std::vector<Tensor> weights, std::span<const int64_t> program, std::vector<MergedProduct> merged) {
+  auto kept = std::make_shared<HeldNetwork>(std::move(weights), std::vector(program.begin(), program.end()), std::move(merged));
+  for (const Tensor& t : kept->weights) append(kept->signature, t);
   std::lock_guard lock(held().mutex);
   held().networks.emplace(++held().last, std::move(kept));
   return held().last;

@@ -1,5 +1,8 @@
 // Networks: those that the library holds, and how they run on CUDA. What is checked, where every map lies, and which kernels run
 // with which numbers is decided once for tensors of the same kind, and kept; a call looks it up, fills in the addresses and launches.
+//
+// The weights of a network that is held do not change. So products that follow each other with nothing between them, a block's
+// projection and the expansion or the head behind it, are multiplied out beforehand, and a plan may take two steps' products as one.
 #pragma once
 
 #include <memory>
@@ -11,22 +14,41 @@
 
 namespace effnet {
 
+// The first product of a step, multiplied by the projection of the block before it: weight (out_channels, hidden channels of that
+// block) in float16, a scale and a bias for each row in float32. They are indices into a network's weights.
+struct MergedProduct {
+  size_t step;
+  int64_t weight, scale, bias;
+};
+
 // What a call is handed.
 struct Network {
-  const std::vector<Tensor>& weights;
+  const std::vector<Tensor>& weights;  // and, behind those of the program, what MergedProduct names
   std::span<const int64_t> program;
   std::span<const int64_t> signature = {};  // what plans depend on of the weights, where that is known already
+  std::span<const MergedProduct> merged = {};
 };
 
 struct HeldNetwork {
   std::vector<Tensor> weights;
-  std::vector<int64_t> program, signature;
+  std::vector<int64_t> program;
+  std::vector<MergedProduct> merged;
+  std::vector<int64_t> signature;
 
-  operator Network() const { return {weights, program, signature}; }
+  operator Network() const { return {weights, program, signature, merged}; }
 };
 
+// A block whose projection could be one with the first product of a step that alone reads its result. Indices of weights.
+struct MergeablePair {
+  size_t step;
+  int64_t first_weight, first_bias, second_weight, second_bias;
+};
+
+// Of a network of float16 or float32, with float32 biases.
+std::vector<MergeablePair> mergeable_pairs(const std::vector<Step>& steps, const std::vector<Tensor>& weights);
+
 // Keeps a network under a number of its own, until it is released.
-int64_t hold_network(const std::vector<Tensor>& weights, std::span<const int64_t> program);
+int64_t hold_network(std::vector<Tensor> weights, std::span<const int64_t> program, std::vector<MergedProduct> merged);
 std::shared_ptr<const HeldNetwork> held_network(int64_t number);  // throws where no network has this number
 void release_network(int64_t number);
 

@@ -16,7 +16,7 @@ the host looks meanwhile; where something has changed, the result is thrown away
 import warnings
 from itertools import chain, starmap
 from operator import attrgetter, is_not
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -177,6 +177,13 @@ class Kept(NamedTuple):
     folded: object  # what module.fold(dtype) returned
 
 
+@runtime_checkable
+class Keepable(Protocol):
+    """What module.fold returns may be one: told that it is kept, it may prepare what pays off over many calls."""
+
+    def keep(self) -> None: ...
+
+
 class FoldedCache:
     """The folded weights of one module, and the watch that says whether they still are. Copies and pickles are empty."""
 
@@ -226,6 +233,8 @@ class FoldedCache:
             watchable = watch.remember()
             folded = module.fold(dtype)
         if watchable and not capturing:  # a capture only records the folding, and every replay repeats it
+            if isinstance(folded, Keepable):
+                folded.keep()
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # later calls may come on other streams
             self._entry = Kept(watch, dtype, folded)

@@ -34,30 +34,36 @@ class FoldedBlock(NamedTuple):
 class FoldedNetwork:
     """The whole network ready to run: everything that inference reads besides the image.
 
-    Handing over the weights one by one takes the host some 20 us a call. So from the second call on the library holds them, for as
-    long as this object lives.
+    Handing over the weights one by one takes the host some 20 us a call. So the owner of one that is called often has the library
+    hold them, for as long as this object lives. Then it can prepare them, too.
     """
 
     def __init__(self, weights, program):
         self.weights: tuple[torch.Tensor, ...] = weights
         self.program: tuple[int, ...] = program
+        self._is_kept = False
         self._number = None  # by which the library knows it
-        self._was_called = False
+
+    def keep(self):
+        """The weights are there to stay."""
+        self._is_kept = True
 
     def __call__(self, x):
         # Who looks at ops, or replaces tensors, is shown all of them.
-        if not self._was_called or type(x) is not torch.Tensor or torch._C._len_torch_dispatch_stack():
-            out = torch.ops.effnet.network.default(x, self.weights, self.program)
-            self._was_called = True
-            return out
-        if self._number is None:
-            self._hold()
+        if type(x) is not torch.Tensor or torch._C._len_torch_dispatch_stack() or (self._number is None and not self._hold(x)):
+            return torch.ops.effnet.network.default(x, self.weights, self.program)
         return torch.ops.effnet._held_network.default(x, self._number)
 
-    def _hold(self):
+    def _hold(self, x):
+        """Whether the library holds the weights now."""
+        if not self._is_kept or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return False
         number = torch.ops.effnet._hold_network(self.weights, self.program)
         weakref.finalize(self, torch.ops.effnet._release_network, number)
+        if x.is_cuda:
+            torch.cuda.current_stream(x.device).synchronize()  # what was prepared serves calls on other streams, too
         self._number = number
+        return True
 
 
 class FusedMBConvBlock(FoldedModule):

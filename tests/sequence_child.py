@@ -62,14 +62,17 @@ def other_variants(choices):
     return {key: next((v for v in choice.fitting if v != choice.variant), choice.variant) for key, choice in choices.items()}
 
 
+def on_device(arguments):
+    to_device = torch.ops.stub_cuda.to_device
+    return networks.Arguments(to_device(arguments.x, 0), [to_device(weight, 0) for weight in arguments.weights], arguments.program)
+
+
 class OnDevice:
     """A chain on tensors of the CPU that goes to the device and back."""
 
     @staticmethod
     def run(arguments):
-        x, weights, program = arguments
-        to_device, to_host = torch.ops.stub_cuda.to_device, torch.ops.stub_cuda.to_host
-        return to_host(networks.Chain.run((to_device(x, 0), [to_device(weight, 0) for weight in weights], program))).clone()
+        return torch.ops.stub_cuda.to_host(networks.Chain.run(on_device(arguments))).clone()
 
 
 def numbers():
@@ -92,9 +95,7 @@ def main():
     launched, library = Launched(), Library()
 
     def runner(batch):
-        x, weights, program = chain.make(batch, torch.float16, "cpu")
-        to_device = torch.ops.stub_cuda.to_device
-        arguments = to_device(x, 0), [to_device(weight, 0) for weight in weights], program
+        arguments = on_device(chain.make(batch, torch.float16, "cpu"))
         return lambda: chain.run(arguments)
 
     said, run = {}, runner(2)

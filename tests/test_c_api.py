@@ -57,7 +57,7 @@ C_LIBRARY = Path(stub_cuda._library.PATH).with_name("libeffnet_aot_c.so")
 def test_library_exports_what_the_header_declares(library):
     declared = set(re.findall(r"^EFFNET_API .*?(effnet_\w+)\(", INCLUDE.joinpath("effnet_aot/c_api.h").read_text(), re.MULTILINE))
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    assert len(declared) == 18
+    assert len(declared) == 21
     assert {line.split()[-1] for line in symbols.splitlines() if " T effnet_" in line} == declared
 
 
@@ -172,11 +172,36 @@ REFUSED = [
     ("mbconv", {"residual": RESIDUAL + 1}, "residual must be aligned to its elements of 2 bytes, got an address that is not"),
     ("mbconv", {"workspace": WORKSPACE + 1}, "workspace must be aligned to its elements of 2 bytes, got an address that is not"),
     ("linear", {"x": X + 1}, "x must be aligned to its elements of 2 bytes, got an address that is not"),
+    ("merge_weights", {"precision": 2}, "precision must be EFFNET_FP16 or EFFNET_FP32, got 2"),
+    ("merge_weights", {"depth": 0}, "depth must be from 1 to 2147483647, got 0"),
+    ("merge_weights", {"rows": 2**20, "columns": 2**11}, "out must have at most 2147483647 elements, got 2147483648"),
+    ("merge_weights", {"second": None}, "second must not be null, got null"),
+    ("merge_weights", {"first_bias": None}, "first_bias must not be null, got null"),
+    ("merge_weights", {"out_bias": OUT_BIAS + 2}, "out_bias must be aligned to its elements of 4 bytes, got an address that is not"),
+    ("expand_depthwise", {"expand_scale": SCALE}, "expand_scale must be null, got an address"),
+    ("merged_depthwise", {"precision": 1}, "precision must be EFFNET_FP16 or EFFNET_TF32, got 1"),
+    ("merged_depthwise", {"layout": 0}, "layout must be EFFNET_NHWC, got 0"),
+    ("merged_depthwise", {"expand_scale": None}, "expand_scale must not be null, got null"),
+    ("merged_depthwise", {"precision": 2, "x": X + 1}, "x must be aligned to its elements of 2 bytes, got an address that is not"),
+    ("merged_depthwise", {"kernel": 4}, "kernel must be 3 or 5, got 4"),
+    ("merged_pool", {"precision": 3}, "precision must be EFFNET_FP16 or EFFNET_TF32, got 3"),
+    ("merged_pool", {"layout": 0}, "layout must be EFFNET_NHWC, got 0"),
+    ("merged_pool", {"epilogue": None}, "epilogue must have a bias, got none"),
+    ("merged_pool", {"epilogue": PROBLEMS["fold_batch_norm"]["epilogue"]}, "epilogue must have a bias, got batch norm"),
+    ("merged_pool", {"epilogue": {"bias": BIAS}}, "epilogue->vectors_are_fp32 must be 1, got 0"),
+    ("merged_pool", {"residual": RESIDUAL}, "residual must be null, got an address"),
+    ("merged_pool", {"weight_scale": None}, "weight_scale must not be null, got null"),
+    ("merged_pool", {"weight": None}, "weight must not be null, got null"),
 ]  # fmt: skip
+# Problems of what only tuning brings into a library.
+MERGED = {
+    "merged_depthwise": PROBLEMS["expand_depthwise"] | {"expand_scale": SCALE},
+    "merged_pool": PROBLEMS["pointwise_pool"] | {"weight_scale": SCALE, "epilogue": {"bias": BIAS, "vectors_are_fp32": 1}},
+}
 
 
 def test_bad_arguments(stub):
-    run = stub.run(*[launch(op, **changes) for op, changes, _ in REFUSED])
+    run = stub.run(*[["launch", op, (PROBLEMS | MERGED)[op] | changes] for op, changes, _ in REFUSED])
     assert [r["error"] for r in run.results] == [f"effnet_launch_{op}: {message}" for op, _, message in REFUSED]
     assert {r["status"] for r in run.results} == {INVALID_ARGUMENT}
     assert run.records == []  # not even the driver was opened
@@ -209,7 +234,7 @@ def test_nothing_to_do(stub):
     def nothing(op):
         return {name: None for name in addresses if name in PROBLEMS[op]} | ({"rows": 0} if op == "linear" else {"batch": 0})
 
-    ops = [op for op in PROBLEMS if op not in ("fold_batch_norm", "narrow_weight", "stem_mbconv")]  # the first two always have a weight
+    ops = [op for op in PROBLEMS if op not in ("fold_batch_norm", "merge_weights", "narrow_weight", "stem_mbconv")]  # the first three always have a weight
     calls = [launch(op, **nothing(op)) for op in ops] + [["launch", "stem_mbconv", both(nothing("conv"), nothing("mbconv"))]]
     run = stub.run(*calls, ["workspace", "mbconv", PROBLEMS["mbconv"] | {"batch": 0}]).assert_ok()
     assert run.results[-1]["value"] == 0
@@ -230,12 +255,14 @@ def test_shorter_structs_of_earlier_versions(stub):
 def test_what_has_no_kernel(stub):
     """Narrow maps and weights, where they are not aligned or do not lie in channels_last."""
     calls = [launch("pointwise", precision=c_api.NARROWING, x=X + 8), launch("pointwise", precision=c_api.WIDENING, layout=c_api.NCHW), launch("depthwise", precision=c_api.NARROW, stride_x=2),
-             launch("pointwise", precision=c_api.NARROWING, epilogue=PROBLEMS["fold_batch_norm"]["epilogue"]), launch("narrow_weight", depth=12), launch("narrow_weight", out=OUT + 8)]  # fmt: skip
+             launch("pointwise", precision=c_api.NARROWING, epilogue=PROBLEMS["fold_batch_norm"]["epilogue"]), launch("narrow_weight", depth=12), launch("narrow_weight", out=OUT + 8),
+             *(["launch", op, problem] for op, problem in MERGED.items())]  # fmt: skip
     run = stub.run(*calls)
     assert not run.launches
     missing = "effnet_aot: the library holds no variant of {} for this data type and layout"
     expected = "effnet::narrow_weight: weight and out must lie on 16-byte boundaries and depth be a multiple of 8, got others"
-    assert [r["error"] for r in run.results] == [*map(missing.format, ("pointwise", "pointwise", "depthwise", "pointwise")), expected, expected]
+    assert [r["error"] for r in run.results] == [*map(missing.format, ("pointwise", "pointwise", "depthwise", "pointwise")), expected, expected,
+                                                *(f"effnet::{op}: the library holds no kernel that was measured for such a product" for op in MERGED)]
 
 
 def test_residual_may_be_the_output(stub):

@@ -24,6 +24,7 @@ PROBLEMS = {
     "pointwise": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, height=8, width=8, in_channels=16, out_channels=24),
     "pointwise_pool": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, height=8, width=8, in_channels=16, out_channels=24),
     "narrow_weight": dict(weight=WEIGHT, out=OUT, scale=SCALE, rows=24, depth=96),
+    "merge_weights": dict(precision=FP32, first=PROJECT, first_bias=PROJECT_BIAS, second=EXPAND, second_bias=EXPAND_BIAS, out=OUT, out_bias=OUT_BIAS, rows=96, depth=16, columns=72),
     "depthwise": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, channels=16, height=9, width=7, kernel=3,
                       stride_y=1, stride_x=1, left=1, right=1, top=1, bottom=1),
     "conv": dict(precision=FP16, layout=NHWC, x=X, weight=WEIGHT, out=OUT, batch=2, in_channels=3, height=9, width=7, out_channels=32,
@@ -130,6 +131,8 @@ CHOICES = [
     ("pointwise", {"precision": WIDENING16, "weight_scale": SCALE}, "widening16_nhwc_folded"),
     ("depthwise", {"precision": NARROW}, "narrow_k3_s1_rows"),
     ("narrow_weight", {}, "fp32_to_fp16"),
+    ("merge_weights", {}, "fp32_to_fp32"),
+    ("merge_weights", {"precision": FP16}, "fp16_to_fp32"),
     ("fold_batch_norm", {}, "fp32_to_fp16"),
     ("fold_batch_norm", {"out_precision": BF16}, "fp32_to_bf16"),
     ("fold_batch_norm", {"precision": TF32, "out_precision": FP32}, "fp32_to_fp32"),
@@ -167,6 +170,8 @@ def test_variant_and_grid(chosen, index):
         tiles = ceil(p["rows"] / rows) * ceil(p["out_features"] / columns)
     elif op == "narrow_weight":
         tiles = ceil(p["rows"] / rows)
+    elif op == "merge_weights":
+        tiles = ceil(p["rows"] / rows) * ceil(p["columns"] / columns)
     elif op == "fold_batch_norm":
         tiles = ceil(p["out_channels"] / rows) * ceil(p["in_channels"] * p["kernel_y"] * p["kernel_x"] / columns)
     else:
@@ -393,7 +398,7 @@ def test_named_variant(stub, few_images):
             changes["weight_scale"] = SCALE
         if op == "fold_batch_norm":
             changes["out_precision"] = PRECISIONS.index(variant.split("_")[2])
-        elif op not in ("linear", "narrow_weight"):
+        elif op not in ("linear", "merge_weights", "narrow_weight"):
             changes["layout"] = NCHW if "_nchw_" in variant else NHWC
         if op == "depthwise":
             changes["kernel"] = 5 if "_k5_" in variant else 3

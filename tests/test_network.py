@@ -1,6 +1,7 @@
 """The op `network` against the single ops: numbers, gradients, tracing, errors, and what it launches on CUDA (a stub's)."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -383,3 +384,40 @@ def test_numbers_on_a_device(stub, torch_cuda):
     for name, (ours, _) in errors.items():
         eager = errors[name.replace("tf32", "fp16")][1]
         assert ours <= 1.25 * eager, f"{name}: the error against float64 is {ours}, eager's is {eager}"
+
+
+# Of both strides and all depths that ModelNew has.
+MERGED = ["k3_s1_deep256_w4x1s3_64x16_rows1", "k3_s2_deep256_w4x1s4_64x32_rows1", "k3_s2_deep512_w4x1s3_64x16_rows2", "k3_s1_deep704_w4x1s4_64x32_rows2", "w4s2_k4_64x16x32"]
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory):
+    """PYTHONPATH for this package with a library that has kernels for merged products."""
+    from effnet_aot.tune.bundle import package
+
+    root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("merging")
+    if not (root / "setup.py").exists():
+        pytest.skip("needs a checkout")
+    names = ",".join(f"{precision}_{name}" for precision in ("fp16", "tf32") for name in MERGED)
+    command = [sys.executable, "setup.py", "-q", "build_ext", f"--candidates=merged_depthwise,merged_pool:fp16,tf32:{names}", f"--build-temp={folder / 'temp'}", f"--build-lib={folder / 'lib'}"]
+    done = subprocess.run(command, cwd=root, env={**os.environ, "EFFNET_AOT_ARCHS": "8.9"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with package(folder / "lib" / "effnet_aot" / "lib") as path:
+        yield path
+
+
+@pytest.mark.xdist_group("stub_cuda")
+def test_merged_products(stub, torch_cuda, merging):
+    """A projection and what follows it as one product, in a held network: as exact as two, of float16 and of TF32."""
+    child, environment = Path(__file__).with_name("merged_child.py"), stub.executing(stub.new_log())
+    environment["PYTHONPATH"] = os.pathsep.join([str(merging), environment["PYTHONPATH"]])
+    done = subprocess.run([sys.executable, child, torch_cuda], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert len(said) == 6
+    for where, (own, merged, launched) in said.items():
+        if "bfloat16" in where:
+            assert not launched and merged == own, where
+            continue
+        assert launched == [*["merged_depthwise"] * 4, "merged_pool"], where
+        assert merged <= 1.25 * own and merged != own, (where, own, merged)

@@ -18,7 +18,8 @@ import torch
 
 from effnet_aot.aot import BuildError, build_kernels
 from effnet_aot.aot.architectures import Target
-from effnet_aot.aot.candidates import admits, fits
+from effnet_aot.aot.candidates import admits, fits, is_conservative, tile
+from effnet_aot.aot.discover import discover
 from effnet_aot.aot.registry import Image, write_registry
 from effnet_aot.aot.tables import NONE, Line, Table, read_table, read_tables, write_table
 from effnet_aot.bench.children import environment
@@ -359,6 +360,14 @@ def test_registers_decide_what_is_tried():
     assert not fits(Target(89, "cubin"), {**small, "spills": 8}) and not fits(Target(89, "cubin"), {**small, "registers": 200, "threads": 512})
     large = {**small, "shared": 150 * 1024}
     assert fits(Target(90, "cubin"), large) and not fits(Target(89, "cubin"), large) and not fits(Target(80, "ptx"), large)
+
+
+def test_every_candidate_can_be_judged():
+    """By the registers of its tile with the least warps and stages: where no candidate is that, it would never be tried."""
+    sources = Path(stub_cuda.ROOT, "triton_src")
+    candidates = discover(sources, candidates=True)
+    tiles = {tile(v) for v in [*discover(sources), *candidates] if (v.num_warps, v.num_stages) == (v.base_warps, 2)}
+    assert not [str(v) for v in candidates if v.judged and not is_conservative(v) and tile(v) not in tiles]
 
 
 SCALE = '''

@@ -44,7 +44,10 @@ class Trials:
         return blocks | {key: variants.get(key, "a") for key in (*some, LAST)}
 
     def choices(self, variants):
-        return {key: Choice(key[0], key[3], key[2], variant, tuple(ALONE[key].times)) for key, variant in self.taken(variants).items()}
+        return {key: Choice(key[0], key[3], key[2], variant, self.fitting(key)) for key, variant in self.taken(variants).items()}
+
+    def fitting(self, key):
+        return tuple(ALONE[key].times)
 
     def prepare(self, variants):
         taken = self.taken(variants)
@@ -103,6 +106,36 @@ def test_what_stays():
     checks = iter([False, True])
     settled = settle(Trials(gain), ALONE, {}, expired=lambda: next(checks))
     assert settled.variants == {BLOCK: "b"} and not settled.complete and settled.changes, "out of time: what was decided counts"
+
+
+TOGETHER = ("merged_pool", "fp16", (("pixels", 1),), 2)
+
+
+class WithMerged(Trials):
+    """Of whose last two products one can be made, by many a candidate."""
+
+    FITTING = (NONE, *(f"fp16_{i}" for i in range(12)))
+
+    def taken(self, variants):
+        return {TOGETHER: variants.get(TOGETHER, NONE)} | super().taken(variants)
+
+    def fitting(self, key):
+        return self.FITTING if key == TOGETHER else super().fitting(key)
+
+
+def test_products_that_become_one_are_timed_in_the_network_alone():
+    trials = WithMerged(by_place(merged_pool_fp16_11=-3.0, merged_pool_fp16_2=-1.0))
+    settled = settle(trials, ALONE, {})
+    assert settled.variants == {TOGETHER: "fp16_11"} and {taken[TOGETHER] for taken in trials.tried} == set(WithMerged.FITTING)
+    (entry,) = [entry for entry in lines_of(settled, ALONE, {}, {}, 90) if entry.key == TOGETHER]
+    assert (entry.variant, entry.default) == ("fp16_11", NONE) and entry.us == pytest.approx(97, rel=0.05) and entry.default_us == pytest.approx(100, rel=0.05)
+    # What another batch gained does not count for one that gains nothing.
+    settled = settle(WithMerged(by_place(merged_pool_fp16_2=0.1)), ALONE, {})
+    assert [(entry.key, entry.variant) for entry in lines_of(settled, ALONE, {}, {}, 90)] == [(TOGETHER, NONE)]
+    # And what the table has is where the next sequence starts.
+    assert starting(ALONE, ALONE, {TOGETHER: entry})[TOGETHER] == "fp16_11"
+    slower = by_place(**{f"merged_pool_{variant}": 1.0 for variant in WithMerged.FITTING if variant != NONE})
+    assert settle(WithMerged(slower), ALONE, {TOGETHER: "fp16_11"}).variants == {TOGETHER: NONE}
 
 
 # ---- the table ----

@@ -56,6 +56,10 @@ class Variant:
         self.layout = "nchw" if "nchw" in tokens else "nhwc"
         self.resident = any(token.startswith("resident") for token in tokens)  # the weights, at their whole depth
         self.images = max(int(token.removeprefix("images")) if token.startswith("images") else 1 for token in tokens)  # of a program
+        self.depth = max(int(token.removeprefix("deep")) if token.startswith("deep") else 0 for token in tokens)  # that it has places for
+        self.merged = op in ("merged_depthwise", "merged_pool")
+        self.narrow_x = self.precision in NARROW_X or (self.merged and self.precision == "tf32")
+        self.narrow_out = self.precision in NARROW_OUT or (op == "merged_depthwise" and self.precision == "tf32")
         self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens or self.resident, "unexpanded" not in tokens and op == "mbconv"
         self.paired = "paired" in tokens  # two columns of the picture are one load
         numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ksc" and token[1:].isdigit()}
@@ -66,7 +70,7 @@ class Variant:
     @property
     def out_dtype(self):
         """What results are rounded to."""
-        return torch.float16 if self.precision in NARROW_OUT else DTYPES[self.precision]
+        return torch.float16 if self.narrow_out else DTYPES[self.precision]
 
     @property
     def multiplies_tf32(self):
@@ -82,9 +86,9 @@ class Variant:
             return [Tail("bias", "relu6", wide=True, residual=self.stride == 1), Tail("bias", "relu6", wide=True)]
         if self.op == "stem_mbconv":  # of the stem and of the block
             return [Tail("bias", "relu6", wide=True), Tail("bias", "relu", wide=True)]
-        if self.precision in NARROW_OUT:  # nothing else fits into it
-            return [Tail("bias", "relu6", wide=True), *([] if self.op == "expand_depthwise" else [Tail("nothing", "relu6")])]
-        if self.op == "expand_depthwise":
+        if self.narrow_out:  # nothing else fits into it
+            return [Tail("bias", "relu6", wide=True), *([] if self.op in FIRST_TWO else [Tail("nothing", "relu6")])]
+        if self.op in FIRST_TWO or self.merged:
             return [Tail("bias", activation, wide=True) for activation in ("relu6", "none")]
         if self.folded and self.op in ("conv", "depthwise"):
             return [Tail("bias", "relu6", wide=True), Tail("bias", "none", wide=True), Tail("nothing", "relu")]
@@ -191,9 +195,12 @@ def folding(v, r, large):
 def beginning(v, r, large):
     """Its weight is the expansion's. The first is cut into bands and has more channels than the kernel takes at a time; others fill
     a block's pixels, or are smaller in everything."""
-    (pixels, chunk, parts), kind = v.tile, "bands" if large else r.choice(["full", "any"])
+    (pixels, chunk, *parts), kind = v.tile, "bands" if large else r.choice(["full", "any"])
     depth = 64 // DTYPES[v.precision].itemsize
-    in_channels = parts * depth + r.randrange(8, depth + 1, 8) if large else r.randrange(8, 2 * depth + 1, 8)
+    if v.depth:
+        in_channels = r.randrange(v.depth // 2 + 8, v.depth + 1, 8)
+    else:
+        in_channels = parts[0] * depth + r.randrange(8, depth + 1, 8) if large else r.randrange(8, 2 * depth + 1, 8)
     hidden = r.randrange(8, 2 * chunk + 1, 8) + (chunk if large else 0)
     if kind == "full":
         height = r.randint(3, 16)
@@ -209,9 +216,10 @@ def beginning(v, r, large):
 
 PROBLEMS = {
     "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "fold_batch_norm": folding, "narrow_weight": narrowing_a_weight,
-    "expand_depthwise": beginning, "mbconv": block, "stem_mbconv": stem_and_block,
+    "expand_depthwise": beginning, "mbconv": block, "stem_mbconv": stem_and_block, "merged_depthwise": beginning, "merged_pool": pointwise,
 }  # fmt: skip
-CHAINS = ("expand_depthwise", "mbconv", "stem_mbconv")  # of several convolutions
+FIRST_TWO = ("expand_depthwise", "merged_depthwise")  # of a block
+CHAINS = (*FIRST_TWO, "mbconv", "stem_mbconv")  # of several convolutions
 WEIGHTS = ("expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight", "project_bias")  # of a block
 # What an aligned variant was promised to lie on 16-byte boundaries.
 PROMISED = {
@@ -223,6 +231,9 @@ PROMISED = {
     "fold_batch_norm": (),
     "narrow_weight": ("weight", "out"),
     "expand_depthwise": ("x", *WEIGHTS, "out"),
+    "merged_depthwise": ("x", *WEIGHTS, "expand_scale", "out"),
+    "merged_pool": ("x", "weight"),
+    "merge_weights": (),
     "mbconv": ("x", *WEIGHTS, "residual", "out"),
     "stem_mbconv": ("stem_bias", *WEIGHTS, "out"),
 }
@@ -256,9 +267,9 @@ def draw(v, problem, tail, r):
         return (normal(*shape, dtype=torch.float64) / math.prod(shape[1:]) ** 0.5).to(dtype)
 
     tensors = {"x": normal(*problem.x)}
-    if v.precision in NARROW_X:
+    if v.narrow_x:
         tensors["x"] = narrow(tensors["x"].abs().clamp(max=6))
-    if v.op == "expand_depthwise":
+    if v.op in FIRST_TWO:
         hidden = problem.weight[0]
         for step, shape in {"expand": problem.weight, "depthwise": (hidden, 1, v.kernel, v.kernel)}.items():
             tensors |= {f"{step}_weight": scaled(*shape), f"{step}_bias": normal(hidden, dtype=torch.float32)}
@@ -350,22 +361,22 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
     def buffer(name, t):
         return Buffer(t, target.device, 0 if name in v.promised else 1, guard)
 
-    stored = tensors | ({"x": (tensors["x"] * SCALE).half()} if v.precision in NARROW_X else {})
-    scale = None
-    if v.precision == "widening16":
-        stored["weight"], scale = narrow_weight(tensors["weight"].flatten(1))
+    stored = tensors | ({"x": (tensors["x"] * SCALE).half()} if v.narrow_x else {})
+    scale, (weight_name, scale_name) = None, ("expand_weight", "expand_scale") if v.op in CHAINS else ("weight", "weight_scale")
+    if v.precision == "widening16" or v.merged:
+        stored[weight_name], scale = narrow_weight(tensors[weight_name].flatten(1).float())
     inputs = {name: buffer(name, in_memory(stored[name], order)) for name, order in orders.items() if name in tensors}
     inputs |= {name: buffer(name, t) for name, t in zip(("bn_weight", "bn_bias", "bn_mean", "bn_var"), tensors.get("batch_norm", []))}
     if "bias" in tensors:
         inputs["bias"] = buffer("bias", tensors["bias"])
     if scale is not None:
-        inputs["weight_scale"] = buffer("weight_scale", scale)
+        inputs[scale_name] = buffer(scale_name, scale)
     out = buffer("out", poison(math.prod(out_shape), v.out_dtype))
 
     addresses = {name: b.address for name, b in inputs.items()}
     epilogue = {name: address for name, address in addresses.items() if name == "bias" or name.startswith("bn_")}
     epilogue |= {"bn_eps": EPS, "vectors_are_fp32": int(tail.wide), "activation": ACTIVATIONS.index(tail.activation)}
-    members = options | {name: addresses[name] for name in (*orders, "weight_scale") if name in addresses}
+    members = options | {name: addresses[name] for name in (*orders, scale_name) if name in addresses}
     members |= {"precision": list(DTYPES).index(v.precision), "out": out.address, "variant": v.name}
     if v.op in CHAINS:
         members |= dict(activation=epilogue["activation"], biases_are_fp32=1, depthwise_taps_first=1, hidden=problem.weight[1 if v.op == "mbconv" else 0])
@@ -377,7 +388,7 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
         batch, channels, height, columns = problem.x
         members |= dict(layout=["nchw", "nhwc"].index(v.layout), batch=batch, height=height, width=columns)
         members |= {"channels": channels} if v.op == "depthwise" else {"in_channels": channels}
-        members |= {"out_channels": problem.weight[0]} if v.op not in ("depthwise", "expand_depthwise") else {}
+        members |= {"out_channels": problem.weight[0]} if v.op not in ("depthwise", *FIRST_TWO) else {}
     if v.op in ("depthwise", "conv", *CHAINS):
         members |= dict(zip(("stride_y", "stride_x"), problem.stride)) | dict(zip(("left", "right", "top", "bottom"), problem.padding))
         members |= {"kernel": v.kernel or 3} if v.op != "conv" else dict(zip(("kernel_y", "kernel_x"), problem.weight[2:]))
@@ -412,7 +423,7 @@ def result_of(target, v, members, inputs, out, out_shape):
     assert guards_are_intact, "written outside the output"
     for name, b in inputs.items():
         assert b.is_unchanged(), f"{name} was written to"
-    numbers = numbers.float() / SCALE if v.precision in NARROW_OUT else numbers
+    numbers = numbers.float() / SCALE if v.narrow_out else numbers
     if len(out_shape) == 4 and v.layout == "nhwc":
         batch, channels, height, columns = out_shape
         return numbers.view(batch, height, columns, channels).permute(0, 3, 1, 2)
@@ -422,15 +433,15 @@ def result_of(target, v, members, inputs, out, out_shape):
 # ---- what is right ----
 
 
-def rms_bound(precision, terms):
+def rms_bound(v, terms):
     """Root mean square error, relative to the results'."""
-    if precision in ("tf32", "widening", "widening16"):
+    if v.narrow_out:
+        return (2.0**-10 if v.multiplies_tf32 else 0.0) + 0.55 * torch.finfo(torch.float16).eps
+    if v.multiplies_tf32:
         return 2.0**-10  # both factors of a product are rounded by at most 2^-11
-    if precision in NARROW_OUT:
-        return (2.0**-10 if precision == "narrowing" else 0.0) + 0.55 * torch.finfo(torch.float16).eps
-    if precision == "fp32":
+    if v.precision == "fp32":
         return (4 + terms**0.5) * 2.0**-24  # as many roundings as terms, up as often as down, and those of what follows the sum
-    return 0.55 * torch.finfo(DTYPES[precision]).eps  # the result is rounded once, by at most half of eps; the sum is float32's
+    return 0.55 * torch.finfo(DTYPES[v.precision]).eps  # the result is rounded once, by at most half of eps; the sum is float32's
 
 
 def truth_of(v, problem, tail, tensors):
@@ -438,7 +449,7 @@ def truth_of(v, problem, tail, tensors):
     if v.op in CHAINS:
         stem = {"stem_activation": tail.activation, "stem_padding": problem.stem_padding} if v.op == "stem_mbconv" else {}
         return exact_chain(tensors | window | stem | {"activation": tail.activation})
-    return exact(**tensors, eps=EPS, activation=tail.activation, pool=v.op == "pointwise_pool", depthwise=v.op == "depthwise", **window)
+    return exact(**tensors, eps=EPS, activation=tail.activation, pool=v.op.endswith("_pool"), depthwise=v.op == "depthwise", **window)
 
 
 def in_steps(v, problem, tail, tensors):
@@ -452,13 +463,13 @@ def in_steps(v, problem, tail, tensors):
         return F.conv2d(x.double(), weight.double(), tensors[f"{name}_bias"].double(), **options)
 
     x, activate = tensors["x"], FUNCTIONS[tail.activation]
-    rounded = narrow if v.precision in NARROW_OUT else lambda t: t.to(tensors["x"].dtype)
+    rounded = narrow if v.narrow_out else lambda t: t.to(tensors["x"].dtype)
     if "stem_weight" in tensors:
         x = rounded(activate(step("stem", F.pad(x, problem.stem_padding), stride=2)))
     if "expand_weight" in tensors:
         x = rounded(activate(step("expand", x)))
     x = rounded(activate(step("depthwise", F.pad(x, problem.padding), groups=x.shape[1], stride=problem.stride)))
-    return x if v.op == "expand_depthwise" else (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(tensors["x"].dtype)
+    return x if v.op in FIRST_TWO else (step("project", x) + tensors.get("residual", torch.zeros(())).double()).to(tensors["x"].dtype)
 
 
 def to_tf32(t):
@@ -473,6 +484,8 @@ def check_variant(target, op, variant, guards):
         return check_folding(target, v, r, guards)
     if op == "narrow_weight":
         return check_narrow_weight(target, v, r, guards)
+    if op == "merge_weights":
+        return check_merged_weights(target, v, r, guards)
     squared_error = squared_truth = squared_in_steps = terms = 0
     for large in (True, False, False, False):
         problem = PROBLEMS[op](v, r, large)
@@ -494,7 +507,7 @@ def check_variant(target, op, variant, guards):
     if op in CHAINS:
         assert squared_error**0.5 <= 1.25 * squared_in_steps**0.5, "the kernel is less accurate than one for each of its steps"
     else:
-        assert (squared_error / squared_truth) ** 0.5 <= rms_bound(v.precision, terms)
+        assert (squared_error / squared_truth) ** 0.5 <= rms_bound(v, terms)
 
 
 def check_folding(target, v, r, guards):
@@ -555,6 +568,28 @@ def check_narrow_weight(target, v, r, guards):
                 assert torch.equal(numbers.nan_to_num(nan=12345.0), truth.reshape(-1).nan_to_num(nan=12345.0)), (rows, depth)
 
 
+def check_merged_weights(target, v, r, guards):
+    for rows, depth, columns in [(r.randint(33, 80), r.randint(33, 80), r.randint(65, 150)), *((r.randint(1, 40), r.randint(1, 40), r.randint(1, 70)) for _ in range(3))]:
+        generator = torch.Generator().manual_seed(r.randrange(2**31))
+        tensors = {"first": torch.randn(depth, columns, generator=generator), "second": torch.randn(rows, depth, generator=generator)}
+        tensors = {name: t.to(DTYPES[v.precision]) for name, t in tensors.items()}
+        tensors |= {"first_bias": torch.randn(depth, generator=generator), "second_bias": torch.randn(rows, generator=generator)}
+        first, first_bias, second, second_bias = (tensors[name].double() for name in ("first", "first_bias", "second", "second_bias"))
+        truths = {"out": (second @ first, second.abs() @ first.abs()), "out_bias": (second @ first_bias + second_bias, second.abs() @ first_bias.abs() + second_bias.abs())}
+        for guard in guards:
+            inputs = {name: Buffer(t.reshape(-1), target.device, 1, guard) for name, t in tensors.items()}
+            outs = {name: Buffer(poison(value.numel(), torch.float32), target.device, 1, guard) for name, (value, _) in truths.items()}
+            members = {name: b.address for name, b in (inputs | outs).items()} | dict(precision=list(DTYPES).index(v.precision), rows=rows, depth=depth, columns=columns, variant=v.name)
+            result = target.library.launch("merge_weights", members)
+            assert result["status"] == c_api.OK, result["error"]
+            assert all(b.is_unchanged() for b in inputs.values()), "an input was written to"
+            for name, (value, magnitude) in truths.items():
+                numbers, is_intact = outs[name].read()
+                assert is_intact, "written outside the output"
+                excess = ((numbers.double() - value.reshape(-1)).abs() / ((depth + 2) * 2.0**-24 * magnitude.reshape(-1))).max()
+                assert excess <= 1, f"an element of {name} is off by {excess:.1f} times what rounding explains. {rows}, {depth}, {columns}"
+
+
 def folded(weight, batch_norm):
     """(mean * scale, folded weight, folded bias) in float64."""
     gamma, beta, mean, var = (t.double() for t in batch_norm)
@@ -603,14 +638,15 @@ def check_nan_and_infinity_in_a_stem(target, variant, padding):
     assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
 
 
-def check_nan_and_infinity_in_a_beginning(target, variant, padding):
-    """The same of expand_depthwise, whose hidden channels keep apart what a weight or bias of theirs brings in."""
-    v, r = Variant("expand_depthwise", variant), random.Random(variant)
-    problem = Problem((3, 24, 8, 8), (64, 24, 1, 1), (v.stride, v.stride), padding)
+def check_nan_and_infinity_in_a_beginning(target, op, variant, padding):
+    """The same of a block's beginning, whose hidden channels keep apart what a weight or bias of theirs brings in."""
+    v, r = Variant(op, variant), random.Random(variant)
+    channels = v.depth or 24
+    problem = Problem((3, channels, 8, 8), (64, channels, 1, 1), (v.stride, v.stride), padding)
     for tail in v.tails():
         tensors, largest = draw(v, problem, tail, r), torch.finfo(v.out_dtype).max
         for image, special in enumerate((math.nan, math.inf, -math.inf)):
-            tensors["x"][image, r.randrange(24), r.randrange(8), r.randrange(8)] = special
+            tensors["x"][image, r.randrange(channels), r.randrange(8), r.randrange(8)] = special
         for channel, special in zip(r.sample(range(64), 3), (math.nan, math.inf, -math.inf)):
             tensors[r.choice(["expand_weight", "expand_bias", "depthwise_bias"])][channel] = special
         truth = truth_of(v, problem, tail, tensors).value
@@ -676,6 +712,6 @@ def check_infinity_in_a_walk(target, variant):
 BLOCK_PADDINGS = [(1, 1, 1, 1), (0, 1, 0, 1)]
 STEMS = [variant for op, variant in EMBEDDED if op == "stem_mbconv"]
 BLOCKS = [variant for op, variant in EMBEDDED if op == "mbconv"]
-BEGINNINGS = [variant for op, variant in EMBEDDED if op == "expand_depthwise"]
+BEGINNINGS = [(op, variant) for op, variant in EMBEDDED if op in FIRST_TWO]
 CONVOLUTIONS = [variant for op, variant in EMBEDDED if op == "conv"]
 WALKED = [variant for op, variant in EMBEDDED if op == "depthwise" and "_k5_" in variant and "_folded_" in variant]  # a block of 3x3 taps has kernels of its own

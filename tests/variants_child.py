@@ -8,7 +8,7 @@ import traceback
 
 from stub_cuda import c_api
 from variants import (
-    BLOCK_PADDINGS, GUARD, WALKED, Target, check_infinity_in_a_convolution, check_infinity_in_a_walk, check_nan_and_infinity_in_a_beginning,
+    FIRST_TWO, BLOCK_PADDINGS, GUARD, WALKED, Target, check_infinity_in_a_convolution, check_infinity_in_a_walk, check_nan_and_infinity_in_a_beginning,
     check_nan_and_infinity_in_a_block, check_nan_and_infinity_in_a_stem, check_variant, check_weight_tap_by_tap,
 )  # fmt: skip
 
@@ -22,8 +22,8 @@ def check(target, op, variant):
             check_nan_and_infinity_in_a_block(target, variant, padding)
         for padding in BLOCK_PADDINGS if op == "stem_mbconv" else ():
             check_nan_and_infinity_in_a_stem(target, variant, padding)
-        for padding in BLOCK_PADDINGS if op == "expand_depthwise" else ():
-            check_nan_and_infinity_in_a_beginning(target, variant, padding)
+        for padding in BLOCK_PADDINGS if op in FIRST_TWO else ():
+            check_nan_and_infinity_in_a_beginning(target, op, variant, padding)
         if op == "conv":
             check_infinity_in_a_convolution(target, variant)
         if op == "depthwise" and "_folded_" in variant:

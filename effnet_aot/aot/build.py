@@ -38,7 +38,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     """Compiles every variant in `source_dir` for the architectures `archs` (default: $EFFNET_AOT_ARCHS): the default ones
     and those that the tuning tables in `source_dir`/tuned name for these architectures.
 
-    `candidates`, for tuning, is (ops, precisions), each a list or None for all: what these have to try, besides the variants of the
+    `candidates`, for tuning, is (ops, precisions, names), each a list or None for all, or the first of these: what these have to try, besides the variants of the
     tables, whose choices the library does not know then.
     `jobs` compilers run at once (default: $MAX_JOBS or the number of cores). Raises BuildError, naming what failed.
     """
@@ -50,7 +50,7 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     if repeated := {str(v) for v in known} & {str(v) for v in defaults}:
         raise BuildError(f"a candidate has the name of a variant: {', '.join(sorted(repeated))}")
     versions = tool_versions()
-    digests = {op: source_digest(source_dir, op) for op in {v.op for v in defaults}}
+    digests = {op: source_digest(source_dir, op) for op in {v.op for v in (*defaults, *known)}}
     jobs = jobs or int(os.environ.get("MAX_JOBS") or 0) or os.cpu_count()
 
     def cached(variant, target):
@@ -99,15 +99,15 @@ def build_kernels(out_dir, cache_dir, archs=None, jobs=None, quiet=False, source
     return BuildResult(registry_cpp, blob, manifest, cuda_headers(), entries, count)
 
 
-def select(known, ops=None, precisions=None):
-    """The candidates of these ops and precisions; tf32 means fp32 for an op that does not tell them apart."""
+def select(known, ops=None, precisions=None, names=None):
+    """The candidates of these ops, precisions and names; tf32 means fp32 for an op that does not tell them apart."""
     if unknown := set(ops or ()) - {v.op for v in known}:
         raise BuildError(f"no candidates of {', '.join(sorted(unknown))}; there are those of {', '.join(sorted({v.op for v in known}))}")
     distinct = {(v.op, v.precision) for v in known}
 
     def is_wanted(v):
         stands_for = {v.precision} | ({"tf32"} if v.precision == "fp32" and (v.op, "tf32") not in distinct else set())
-        return (ops is None or v.op in ops) and (precisions is None or bool(stands_for & set(precisions)))
+        return (ops is None or v.op in ops) and (precisions is None or bool(stands_for & set(precisions))) and (names is None or v.name in names)
 
     return [v for v in known if is_wanted(v)]
 

@@ -4,8 +4,9 @@ A converted model calls that op once, or several times with other layers in betw
 """
 
 import json
+import weakref
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -13,6 +14,24 @@ import torch
 from ..bench.kernels import stepwise
 from .calls import Operand, Recorder, describe, guarded, models_of, scale
 from .exact import SUMS
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """Of the op, to be unpacked; and the number of the network, which the library holds for as long as this object lives."""
+
+    x: torch.Tensor
+    weights: list
+    program: list
+
+    def __iter__(self):
+        return iter((self.x, self.weights, self.program))
+
+    @cached_property
+    def number(self):
+        number = torch.ops.effnet._hold_network(self.weights, self.program)
+        weakref.finalize(self, torch.ops.effnet._release_network, number)
+        return number
 
 
 @dataclass(frozen=True)
@@ -24,16 +43,17 @@ class Chain:
     program: tuple[int, ...]
 
     def make(self, batch, dtype, device, seed=0):
-        """(x, weights, program), drawn from `seed`."""
+        """Arguments, drawn from `seed`."""
         generator = torch.Generator(device).manual_seed(seed)
         x = guarded((batch, *self.x.shape), self.x.order, dtype, 1, generator, device)
         kept = (torch.float32 if len(w.shape) == 1 else dtype for w in self.weights)  # biases
-        return x, [guarded(w.shape, w.order, dtype, scale(w.shape), generator, device) for w, dtype in zip(self.weights, kept)], list(self.program)
+        return Arguments(x, [guarded(w.shape, w.order, dtype, scale(w.shape), generator, device) for w, dtype in zip(self.weights, kept)], list(self.program))
 
     @staticmethod
     def run(arguments):
+        """As a model calls it that is called often."""
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.effnet.network.default(*arguments)
+            return torch.ops.effnet._held_network.default(arguments.x, arguments.number)
 
     @cache
     def calls(self):

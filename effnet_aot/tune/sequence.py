@@ -5,6 +5,9 @@ multiprocessor's; in a network it finds neither, and it overlaps with its neighb
 timed in the sequence that csrc/network.cpp makes, with one choice changed at a time: among the candidates that were right
 and nearly the fastest alone, the one by which the network gets faster by more than noise is taken. Each assignment is a
 CUDA graph of a few passes; graphs are replayed in turns, so that a drift of the clock meets all of them.
+
+Products of two steps that become one are there in networks alone, so it is here that they are timed: all of their candidates, and
+the two steps. Their lines have the network's times.
 """
 
 import statistics
@@ -24,6 +27,7 @@ SWEEPS = 2
 FIRST, ROUNDS = 3, 9  # samples of each rival, and of those that may have won
 FINALISTS = 3
 AGREE = 0.75  # of the samples
+MERGED = ("merged_depthwise", "merged_pool")  # ops of two steps' products
 OF_NETWORK, OF_OP = 0.003, 0.02  # what must be gained, of both
 
 
@@ -100,12 +104,16 @@ def settle(trials, measured, variants, fixed=frozenset(), may_ship=lambda key, v
             visited.add(key)
             told(key)
             m, now = measured.get(key), choices[key].variant
-            if not m or now not in m.times:
+            if key[0] in MERGED:
+                rivals, of_op = list(choices[key].fitting), 0.0
+            elif m and now in m.times:
+                rivals, of_op = near(m, choices[key].fitting), OF_OP * m.times[now] / 1e6
+            else:
                 continue
-            rivals = [v for v in near(m, choices[key].fitting) if v != now and (key, v) not in hopeless and may_ship(key, v)][:RIVALS]
+            rivals = [v for v in rivals if v != now and (key, v) not in hopeless and may_ship(key, v)][: None if key[0] in MERGED else RIVALS]
             ways = {v: trials.prepare(found.variants | {key: v}) for v in rivals}
             gains, base = compare(present, ways, FIRST) if ways else ({}, [])
-            least = max(OF_NETWORK * statistics.median(base), OF_OP * m.times[now] / 1e6) if ways else 0
+            least = max(OF_NETWORK * statistics.median(base), of_op) if ways else 0
             median = {v: statistics.median(some) for v, some in gains.items()}
             hopeless |= {(key, v) for v, gain in median.items() if gain < -least}
             final = sorted((v for v in ways if median[v] > least / 2), key=median.get, reverse=True)[:FINALISTS]
@@ -153,7 +161,7 @@ def keys_of(calls, dtype, batch, done):
 
 def starting(keys, measured, lines):
     """The choice for every key: the table's, else, as for the parts of a block that has a kernel, the fastest alone."""
-    found, may_ship = {}, ships(lines)
+    found, may_ship = {key: line.variant for key, line in lines.items() if key[0] in MERGED}, ships(lines)
     for key in keys:
         m, line = measured[key], lines.get(key)
         if line and line.variant in m.times:
@@ -204,6 +212,10 @@ def lines_of(settled, measured, lines, counts, capability):
             us = max(us - 1e6 * change.seconds / counts.get(key, 1), us / 10)
         default_us = us if variant == m.default else old.default_us if old and old.default == m.default else m.times.get(m.default, us)
         found.append(Line(*key, capability, variant, us, m.default, default_us))
+    # All of them, or what was measured with another batch would count for this one.
+    for key in settled.reached:
+        if key[0] in MERGED and key[1] != NONE:
+            found.append(Line(*key, capability, settled.variants.get(key, NONE), 1e6 * settled.after, NONE, 1e6 * settled.before))
     return found
 
 

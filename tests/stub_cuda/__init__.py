@@ -82,7 +82,7 @@ def torch_free_library(folder, registry):
     if spec is None:
         pytest.skip("cuda.h comes with triton")
     csrc, headers = ROOT / "csrc", Path(spec.submodule_search_locations[0], "backends", "nvidia", "include")
-    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "expand_depthwise", "mbconv", "narrow_weight", "stem_mbconv", "fold_batch_norm", "tuning")
+    stems = ("c_api", "launcher", "introspection", "pointwise", "pointwise_pool", "depthwise", "conv", "linear", "expand_depthwise", "mbconv", "merge_weights", "merged_depthwise", "merged_pool", "narrow_weight", "stem_mbconv", "fold_batch_norm", "tuning")
     flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{headers}", f"-Wa,-I{folder}"]
 
     def compile(source):

@@ -27,6 +27,9 @@ Pointwise = struct(
     (c_int64, "batch height width in_channels out_channels"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"), (c_void_p, "weight_scale"),
 )  # fmt: skip
 NarrowWeight = struct("effnet_narrow_weight", (c_void_p, "weight out scale"), (c_int64, "rows depth"), (c_char_p, "variant"))
+MergeWeights = struct(
+    "effnet_merge_weights", (c_int32, "precision"), (c_void_p, "first first_bias second second_bias out out_bias"), (c_int64, "rows depth columns"), (c_char_p, "variant")
+)
 Depthwise = struct(
     "effnet_depthwise", (c_int32, "precision layout"), (c_void_p, "x weight out"),
     (c_int64, "batch channels height width kernel stride_y stride_x left right top bottom"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"),
@@ -43,7 +46,7 @@ ExpandDepthwise = struct(
     "effnet_expand_depthwise", (c_int32, "precision layout"),
     (c_void_p, "x expand_weight expand_bias depthwise_weight depthwise_bias out workspace"),
     (c_int64, "batch in_channels hidden height width kernel stride_y stride_x left right top bottom"),
-    (c_int32, "biases_are_fp32 depthwise_taps_first activation"), (c_char_p, "variant"),
+    (c_int32, "biases_are_fp32 depthwise_taps_first activation"), (c_char_p, "variant"), (c_void_p, "expand_scale"),
 )  # fmt: skip
 Mbconv = struct(
     "effnet_mbconv", (c_int32, "precision layout"),
@@ -57,9 +60,9 @@ FoldBatchNorm = struct(
     (c_int64, "out_channels in_channels kernel_y kernel_x"), (POINTER(c_int64), "weight_strides"), (POINTER(Epilogue), "epilogue"),
     (c_int32, "taps_first"), (c_char_p, "variant"),
 )  # fmt: skip
-STRUCTS = [Kernel, Epilogue, Pointwise, NarrowWeight, Depthwise, Conv, Linear, FoldBatchNorm, ExpandDepthwise, Mbconv, StemMbconv]
+STRUCTS = [Kernel, Epilogue, Pointwise, NarrowWeight, MergeWeights, Depthwise, Conv, Linear, FoldBatchNorm, ExpandDepthwise, Mbconv, StemMbconv]
 PROBLEMS = {
-    "narrow_weight": NarrowWeight, "pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm,
+    "narrow_weight": NarrowWeight, "merge_weights": MergeWeights, "merged_pool": Pointwise, "merged_depthwise": ExpandDepthwise, "pointwise": Pointwise, "pointwise_pool": Pointwise, "depthwise": Depthwise, "conv": Conv, "linear": Linear, "fold_batch_norm": FoldBatchNorm,
     "expand_depthwise": ExpandDepthwise, "mbconv": Mbconv, "stem_mbconv": StemMbconv,
 }  # fmt: skip
 

@@ -125,7 +125,7 @@ typedef struct effnet_pointwise {
   int64_t batch, height, width, in_channels, out_channels;
   const effnet_epilogue *epilogue; /* null: the bare sum */
   const char *variant; /* null: the library chooses; else the name of one, from effnet_kernel_info(), that fits the rest */
-  const void *weight_scale; /* with EFFNET_WIDENING16: its scale; else null */
+  const void *weight_scale; /* with EFFNET_WIDENING16, and for effnet_launch_merged_pool: its scale; else null */
 } effnet_pointwise;
 
 EFFNET_API int effnet_launch_pointwise(const effnet_pointwise *problem, int device, void *stream);
@@ -144,6 +144,25 @@ typedef struct effnet_narrow_weight {
 } effnet_narrow_weight;
 
 EFFNET_API int effnet_launch_narrow_weight(const effnet_narrow_weight *problem, int device, void *stream);
+
+/* Two 1x1 convolutions with nothing between them as one: out = second * first, out_bias = second * first_bias + second_bias.
+ * second (rows, depth) and first (depth, columns) as `precision` says, EFFNET_FP16 or EFFNET_FP32; out (rows, columns) and the biases,
+ * first_bias (depth,), second_bias and out_bias (rows,), float32. effnet_launch_narrow_weight() makes of out what the functions named
+ * "merged" take: a block's projection and what is behind it in one kernel, which for few pixels is faster. */
+typedef struct effnet_merge_weights {
+  size_t struct_size; /* sizeof(effnet_merge_weights) */
+  int32_t precision;
+  const void *first, *first_bias, *second, *second_bias;
+  void *out, *out_bias;
+  int64_t rows, depth, columns;
+  const char *variant;
+} effnet_merge_weights;
+
+EFFNET_API int effnet_launch_merge_weights(const effnet_merge_weights *problem, int device, void *stream);
+
+/* effnet_launch_pointwise_pool() by such a weight. EFFNET_FP16, or EFFNET_TF32 with a narrow x and a float32 out; EFFNET_NHWC, a
+ * float32 bias and no batch norm. EFFNET_NO_IMAGE where no kernel was measured to be faster than two products. */
+EFFNET_API int effnet_launch_merged_pool(const effnet_pointwise *problem, int device, void *stream);
 
 /* Depthwise convolution. x (batch, channels, height, width), weight (channels, kernel, kernel),
  * out (batch, channels, out_height, out_width) with
@@ -243,6 +262,7 @@ typedef struct effnet_expand_depthwise {
   int32_t depthwise_taps_first; /* 1: depthwise_weight lies as (kernel, kernel, hidden) */
   int32_t activation;
   const char *variant; /* null: the library chooses, two kernels included; else the name of a variant of "expand_depthwise" */
+  const void *expand_scale; /* for effnet_launch_merged_depthwise: the scale of expand_weight; else null */
 } effnet_expand_depthwise;
 
 /* How large the workspace of a problem must be, in bytes: 0 where one kernel does it all. Of the addresses only their
@@ -250,6 +270,11 @@ typedef struct effnet_expand_depthwise {
 EFFNET_API int effnet_expand_depthwise_workspace(const effnet_expand_depthwise *problem, int device, size_t *bytes);
 
 EFFNET_API int effnet_launch_expand_depthwise(const effnet_expand_depthwise *problem, int device, void *stream);
+
+/* The same by a weight of effnet_launch_merge_weights() and effnet_launch_narrow_weight(), without a workspace. EFFNET_FP16, or EFFNET_TF32
+ * with narrow maps on both sides; EFFNET_NHWC and all else that one kernel wants. EFFNET_NO_IMAGE where no kernel was measured to be faster
+ * than two products. */
+EFFNET_API int effnet_launch_merged_depthwise(const effnet_expand_depthwise *problem, int device, void *stream);
 
 /* A whole MBConv block, batch norm folded: project(activation(depthwise(activation(expand(x))))) + residual.
  * x (batch, in_channels, height, width), expand_weight (hidden, in_channels), depthwise_weight (hidden, kernel, kernel),

@@ -1,0 +1,35 @@
+// A projection and the head behind it in one kernel. Kernels: triton_src/merged_pool.py.
+#include "choice.h"
+
+namespace effnet {
+namespace {
+
+const TileTable& table() {
+  static const TileTable t("merged_pool", kPrecisions, [](const Variant& v) { return v["precision"]; }, "block_m", "block_n");
+  return t;
+}
+
+const Tile* chosen(const PointwiseProblem& p, Place place) {
+  const bool rows = p.channels_last || p.pixels == 1;
+  const bool fits = rows && p.tail.vectors[0] && !p.tail.batch_norm && (p.tail.vectors_are_fp32 || bytes_of_element(p.precision) == 4) &&
+                    aligned({p.x, p.weight}, {p.in_channels});
+  const int fitting = fits ? static_cast<int>(p.precision) : -1;
+  if (p.variant) return &table().named(p.op, p.variant, {fitting});
+  if (fitting < 0) return nullptr;
+  return table().choose_measured(fitting, place, {p.batch, {{"pixels", p.pixels}, {"in_channels", p.in_channels}, {"out_channels", p.out_channels}}},
+                                [&](const Tile& tile) { return p.batch * ceil_div(p.out_channels, tile.columns); });
+}
+
+}  // namespace
+
+bool merges_pool(const PointwiseProblem& p, Place place) { return chosen(p, place) != nullptr; }
+
+void launch_merged_pool(const PointwiseProblem& p, Place place) {
+  const Tile* found = chosen(p, place);
+  if (!found) throw Error(Failure::no_image, std::string("effnet::") + p.op + ": the library holds no kernel that was measured for such a product");
+  const Tile& tile = *found;
+  launch(p.op, *tile.variant, place, p.batch * ceil_div(p.out_channels, tile.columns), p.x, p.weight, p.weight_scale, p.tail.vectors[0], p.out,
+         int32_t(p.pixels), int32_t(p.out_channels), int32_t(p.in_channels), p.tail.low, p.tail.high);
+}
+
+}  // namespace effnet
