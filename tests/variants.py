@@ -185,6 +185,12 @@ def narrowing_a_weight(v, r, large):
     return Problem((1,), (rows, 8 * depth))
 
 
+def merging(v, r, large):
+    """Its weight's sizes are rows, depth and columns: of several tiles, or few."""
+    most = (80, 80, 150) if large else (40, 40, 70)
+    return Problem((1,), tuple(r.randint(size // 2 if large else 1, size) for size in most))
+
+
 def folding(v, r, large):
     """There is no x. Many a small weight is a depthwise one."""
     if large:
@@ -215,7 +221,7 @@ def beginning(v, r, large):
 
 
 PROBLEMS = {
-    "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "fold_batch_norm": folding, "narrow_weight": narrowing_a_weight,
+    "pointwise": pointwise, "pointwise_pool": pointwise, "depthwise": depthwise, "conv": conv, "linear": linear, "fold_batch_norm": folding, "narrow_weight": narrowing_a_weight, "merge_weights": merging,
     "expand_depthwise": beginning, "mbconv": block, "stem_mbconv": stem_and_block, "merged_depthwise": beginning, "merged_pool": pointwise,
 }  # fmt: skip
 FIRST_TWO = ("expand_depthwise", "merged_depthwise")  # of a block
@@ -569,7 +575,8 @@ def check_narrow_weight(target, v, r, guards):
 
 
 def check_merged_weights(target, v, r, guards):
-    for rows, depth, columns in [(r.randint(33, 80), r.randint(33, 80), r.randint(65, 150)), *((r.randint(1, 40), r.randint(1, 40), r.randint(1, 70)) for _ in range(3))]:
+    for large in (True, False, False, False):
+        rows, depth, columns = PROBLEMS["merge_weights"](v, r, large).weight
         generator = torch.Generator().manual_seed(r.randrange(2**31))
         tensors = {"first": torch.randn(depth, columns, generator=generator), "second": torch.randn(rows, depth, generator=generator)}
         tensors = {name: t.to(DTYPES[v.precision]) for name, t in tensors.items()}
