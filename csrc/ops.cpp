@@ -34,8 +34,8 @@ STABLE_TORCH_LIBRARY(effnet, m) {
 
   // A network of these, in one call. program.h says how a program is written.
   m.def("network(Tensor x, Tensor[] weights, int[] program) -> Tensor");
-  // The same for an owner that calls it often: the library holds the weights, and a call names them all by one number. Not to be
-  // traced. effnet_aot/model.py is such an owner.
+  // The same for an owner that calls it often: the library holds the weights, and a call names them all by one number. What it prepares of
+  // them runs on the current stream: calls on others come after that. Not to be traced. effnet_aot/model.py is such an owner.
   m.def("_hold_network(Tensor[] weights, int[] program) -> int");
   m.def("_held_network(Tensor x, int network) -> Tensor");
   m.def("_release_network(int network) -> ()");
