@@ -11,7 +11,7 @@
 //   Tensor stem_mbconv(const char* op, const Tensor& x, const StemMbconv&)
 //   Folded fold_batch_norm(const char* op, const Tensor& weight, const Epilogue& batch_norm, std::optional<ScalarType> dtype, bool taps_first)
 //   Tensor network(const Tensor& x, const Network& network)
-//   std::vector<MergedProduct> merge_products(std::vector<Tensor>& weights, std::span<const int64_t> program)   appends what they name to the weights
+//   Prepared prepare(std::vector<Tensor>& weights, std::span<const int64_t> program)   of a network that is to be held; appends to the weights
 //
 // `op` is the name the user called, for error messages.
 #pragma once
@@ -123,8 +123,8 @@ struct Adapters {
 
   static Tensor network(T x, const std::vector<Tensor>& weights, Ints program) { return Backend::network(x, {weights, program}); }
   static int64_t hold_network(std::vector<Tensor> weights, Ints program) {
-    std::vector<MergedProduct> merged = Backend::merge_products(weights, program);
-    return effnet::hold_network(std::move(weights), program, std::move(merged));
+    Prepared prepared = Backend::prepare(weights, program);
+    return effnet::hold_network(std::move(weights), program, std::move(prepared));
   }
   static Tensor held_network(T x, int64_t number) { return Backend::network(x, *effnet::held_network(number)); }
 

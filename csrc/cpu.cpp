@@ -149,7 +149,7 @@ struct Cpu {
     return {Tensor(view), stable::to(bias, s.bias_dtype)};
   }
 
-  static std::vector<MergedProduct> merge_products(std::vector<Tensor>&, std::span<const int64_t>) { return {}; }
+  static Prepared prepare(std::vector<Tensor>&, std::span<const int64_t>) { return {}; }
 
   static Tensor network(const Tensor& x, const Network& network) {
     const auto steps = parse_program(network.program, network.weights.size());

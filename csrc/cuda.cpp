@@ -258,28 +258,38 @@ struct Cuda {
     return {out, bias};
   }
 
-  static std::vector<MergedProduct> merge_products(std::vector<Tensor>& weights, std::span<const int64_t> program) {
+  static Prepared prepare(std::vector<Tensor>& weights, std::span<const int64_t> program) {
     const char* op = "_hold_network";
-    std::vector<MergedProduct> merged;
-    if (!has_merged_kernels()) return merged;
-    for (const MergeablePair& pair : mergeable_pairs(parse_program(program, weights.size()), weights)) {
-      const Tensor &first = weights[pair.first_weight], &second = weights[pair.second_weight];
+    const auto steps = parse_program(program, weights.size());
+    Prepared prepared;
+    const auto make = [](const Tensor& like, int32_t dtype, int64_t count) { return empty(like, dtype, std::array{count}, std::array<int64_t, 1>{1}); };
+    // Returns the index of the weight, which its scale follows.
+    const auto append_narrow = [&](const Tensor& like, const Tensor& weight, int64_t rows, int64_t depth) {
+      Tensor narrow = make(like, aoti_torch_dtype_float16(), rows * depth), scale = make(like, aoti_torch_dtype_float32(), rows);
+      launch_narrow_weight({.op = op, .weight = weight.const_data_ptr(), .out = narrow.mutable_data_ptr(), .scale = scale.mutable_data_ptr(), .rows = rows, .depth = depth}, place_of(like));
+      weights.insert(weights.end(), {narrow, scale});
+      return static_cast<int64_t>(weights.size()) - 2;
+    };
+    for (const MergeablePair& pair : has_merged_kernels() ? mergeable_pairs(steps, weights) : std::vector<MergeablePair>{}) {
+      const Tensor first = weights[pair.first_weight], second = weights[pair.second_weight];
       if (!first.is_cuda() || second.get_device_index() != first.get_device_index()) continue;
       const int64_t rows = second.sizes()[0], depth = first.sizes()[0], columns = first.sizes()[1];
-      const auto make = [&](int32_t dtype, int64_t count) { return empty(first, dtype, std::array{count}, std::array<int64_t, 1>{1}); };
-      Tensor product = make(aoti_torch_dtype_float32(), rows * columns), bias = make(aoti_torch_dtype_float32(), rows), scale = make(aoti_torch_dtype_float32(), rows);
-      Tensor narrow = empty(first, aoti_torch_dtype_float16(), std::array{rows, columns}, std::array<int64_t, 2>{columns, 1});
-      const Place place = place_of(first);
+      Tensor product = make(first, aoti_torch_dtype_float32(), rows * columns), bias = make(first, aoti_torch_dtype_float32(), rows);
       launch_merge_weights({.op = op, .precision = precision_of(first, /*tf32=*/false), .first = first.const_data_ptr(),
                             .first_bias = weights[pair.first_bias].const_data_ptr(), .second = second.const_data_ptr(),
                             .second_bias = weights[pair.second_bias].const_data_ptr(), .out = product.mutable_data_ptr(), .out_bias = bias.mutable_data_ptr(),
-                            .rows = rows, .depth = depth, .columns = columns}, place);
-      launch_narrow_weight({.op = op, .weight = product.const_data_ptr(), .out = narrow.mutable_data_ptr(), .scale = scale.mutable_data_ptr(), .rows = rows, .depth = columns}, place);
-      const int64_t next = static_cast<int64_t>(weights.size());
-      merged.push_back({pair.step, next, next + 1, next + 2});
-      weights.insert(weights.end(), {narrow, scale, bias});
+                            .rows = rows, .depth = depth, .columns = columns}, place_of(first));
+      const int64_t narrow = append_narrow(first, product, rows, columns);
+      weights.push_back(bias);
+      prepared.merged.push_back({pair.step, narrow, narrow + 1, narrow + 2});
     }
-    return merged;
+    for (size_t step : narrowable_projections(steps, weights)) {
+      const Tensor weight = weights[steps[step].project_weight];
+      if (!weight.is_cuda()) continue;
+      const int64_t narrow = append_narrow(weight, weight, weight.sizes()[0], weight.sizes()[1]);
+      prepared.narrow.push_back({step, narrow, narrow + 1});
+    }
+    return prepared;
   }
 
   static Tensor network(const Tensor& x, const Network& network) {

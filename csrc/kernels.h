@@ -138,6 +138,7 @@ struct MbconvProblem {
   bool vectors_are_fp32 = false;  // else the biases have x's type
   bool depthwise_taps_first = false;
   const void* expand_scale = nullptr;  // of an expansion that is one product with a projection: the weight is launch_narrow_weight()'s
+  const void *narrow_project_weight = nullptr, *narrow_project_scale = nullptr;  // what launch_narrow_weight() makes of it, where that is kept
   const char* variant = nullptr;       // of a kernel that computes the whole block
 };
 

@@ -19,7 +19,7 @@ bool has_narrow_maps(const MbconvProblem& p) { return p.precision == Precision::
 // The precision of the kernels in front of the projection, and its own.
 Precision hidden_precision(const MbconvProblem& p) { return has_narrow_maps(p) ? Precision::narrowing : p.precision; }
 
-// Making the weight narrow is a kernel more, which many pixels make up for.
+// Making the weight narrow is a kernel more, which many pixels make up for. Where it is kept, there are no kernels for few of them either.
 Precision projection_precision(const MbconvProblem& p, Place place) {
   constexpr int64_t kManyPixels = 4096;
   if (!has_narrow_maps(p)) return p.precision;
@@ -47,7 +47,7 @@ struct Maps {
   Maps(const MbconvProblem& p, Place place) {
     if (p.expand_weight) filtered = padded(beginning_workspace(p, place));
     bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_out(hidden_precision(p));
-    if (projection_precision(p, place) != Precision::widening16) return;
+    if (projection_precision(p, place) != Precision::widening16 || p.narrow_project_weight) return;
     weight = padded(bytes);
     scale = weight + padded(p.out_channels * p.hidden * bytes_of_weight(Precision::widening16));
     bytes = scale + p.out_channels * int64_t{sizeof(float)};
@@ -66,8 +66,12 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
   char *const base = static_cast<char*>(workspace), *const filtered = base + maps.filtered;
   constexpr float kInfinity = INFINITY;
   const Precision projection = projection_precision(p, place);
-  const bool narrow_weight = projection == Precision::widening16;
-  if (narrow_weight)
+  const void *weight = p.project_weight, *scale = nullptr;
+  if (projection == Precision::widening16) {
+    weight = p.narrow_project_weight ? p.narrow_project_weight : base + maps.weight;
+    scale = p.narrow_project_weight ? p.narrow_project_scale : base + maps.scale;
+  }
+  if (scale && !p.narrow_project_weight)
     launch_narrow_weight({.op = p.op, .weight = p.project_weight, .out = base + maps.weight, .scale = base + maps.scale, .rows = p.out_channels, .depth = p.hidden}, place);
   if (p.expand_weight)
     launch_beginning(p, filtered, workspace, place);
@@ -80,8 +84,8 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
   Tail tail = tail_of(p, p.project_bias, -kInfinity, kInfinity);
   tail.residual = p.residual;
   launch_pointwise({.op = p.op, .precision = projection, .channels_last = p.channels_last, .x = filtered,
-                    .weight = narrow_weight ? base + maps.weight : p.project_weight, .out = p.out, .batch = p.batch, .pixels = p.out_height * p.out_width,
-                    .in_channels = p.hidden, .out_channels = p.out_channels, .tail = tail, .weight_scale = narrow_weight ? base + maps.scale : nullptr}, place);
+                    .weight = weight, .out = p.out, .batch = p.batch, .pixels = p.out_height * p.out_width,
+                    .in_channels = p.hidden, .out_channels = p.out_channels, .tail = tail, .weight_scale = scale}, place);
 }
 
 // ---- in one kernel ----

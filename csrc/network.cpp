@@ -98,7 +98,7 @@ struct Planner {
   const std::vector<Step>& steps;
   const Tensor& x;  // of all lanes
   const std::vector<Tensor>& weights;
-  std::span<const MergedProduct> merged_products;
+  const Prepared* prepared;  // null: nothing is
   bool tf32_convolutions, tf32_matmul;
   int lanes;
   int64_t first, images;  // of x, which are this lane's
@@ -118,7 +118,8 @@ struct Planner {
   // Which products are taken as one: where that was measured to be faster.
   std::vector<const MergedProduct*> merge() const {
     std::vector<const MergedProduct*> chosen(steps.size());
-    for (const MergedProduct& m : merged_products) {
+    if (!prepared) return chosen;
+    for (const MergedProduct& m : prepared->merged) {
       const Step& s = steps[m.step];
       if (!has_mergeable_map(plain_block(s.input - 1))) continue;
       if (s.kind == StepKind::pointwise_pool ? merges_pool(pool(m.step, &m), place()) : has_mergeable_map(plain_block(m.step)) && merges_beginning(block(m.step, &m), place()))
@@ -191,6 +192,9 @@ struct Planner {
     p.expand_weight = weight(s.expand_weight), p.expand_bias = weight(s.expand_bias);
     p.depthwise_weight = weight(s.weight), p.depthwise_bias = weight(s.bias);
     p.project_weight = weight(s.project_weight), p.project_bias = weight(s.project_bias);
+    if (prepared)
+      for (const NarrowProjection& n : prepared->narrow)
+        if (n.step == i) p.narrow_project_weight = weight(n.weight), p.narrow_project_scale = weight(n.scale);
     p.vectors_are_fp32 = vectors_are_fp32(s);
     p.depthwise_taps_first = is_taps_first(weights[s.weight]);
     return p;
@@ -266,7 +270,7 @@ struct Planner {
 };
 
 std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const Network& network, bool tf32_convolutions, bool tf32_matmul, const std::vector<int64_t>& signature) {
-  const auto& [weights, program, known, merged] = network;
+  const auto& [weights, program, known, prepared] = network;
   auto plan = std::make_shared<NetworkPlan>();
   plan->program.assign(program.begin(), program.end());
   plan->signature = signature;
@@ -278,7 +282,7 @@ std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const Network& net
   const int lanes = lanes_of(x);
   const int64_t images = x.sizes()[0] / lanes;
   for (int lane = 0; lane < lanes; ++lane) {
-    Planner planner{.steps = plan->steps, .x = x, .weights = weights, .merged_products = merged, .tf32_convolutions = tf32_convolutions, .tf32_matmul = tf32_matmul,
+    Planner planner{.steps = plan->steps, .x = x, .weights = weights, .prepared = prepared, .tf32_convolutions = tf32_convolutions, .tf32_matmul = tf32_matmul,
                     .lanes = lanes, .first = lane * images, .images = images, .workspace = plan->workspace};
     planner.place_maps();
     auto& launches = plan->sequence.lanes.emplace_back();
@@ -291,7 +295,7 @@ std::shared_ptr<const NetworkPlan> make_plan(const Tensor& x, const Network& net
 }  // namespace
 
 std::shared_ptr<const NetworkPlan> plan_network(const Tensor& x, const Network& network, bool tf32_convolutions, bool tf32_matmul) {
-  const auto& [weights, program, known, merged] = network;
+  const auto& [weights, program, known, prepared] = network;
   static thread_local std::vector<int64_t> signature;  // keeps its memory
   signature.clear();
   signature.push_back(2 * tf32_convolutions + tf32_matmul);
@@ -336,16 +340,19 @@ Held& held() {
 
 }  // namespace
 
+namespace {
+
+// What fits what is checked by infer(), at the first call.
+bool is_matrix(const Tensor& t, ScalarType type) { return t.scalar_type() == type && t.dim() >= 2 && is_contiguous(t) && t.numel() == t.sizes()[0] * t.sizes()[1]; }
+
+}  // namespace
+
 std::vector<MergeablePair> mergeable_pairs(const std::vector<Step>& steps, const std::vector<Tensor>& weights) {
   std::vector<int> readers(steps.size() + 1);
   for (const Step& s : steps) {
     ++readers[s.input];
     if (s.residual > 0) ++readers[s.residual];
   }
-  // What fits what is checked by infer(), later.
-  const auto is_matrix = [&](const Tensor& t, ScalarType type) {
-    return t.scalar_type() == type && t.dim() >= 2 && is_contiguous(t) && t.numel() == t.sizes()[0] * t.sizes()[1];
-  };
   const auto is_bias = [&](int64_t bias, int64_t channels) {
     return bias >= 0 && weights[bias].scalar_type() == ScalarType::Float && is_contiguous(weights[bias]) && weights[bias].numel() == channels;
   };
@@ -369,8 +376,18 @@ std::vector<MergeablePair> mergeable_pairs(const std::vector<Step>& steps, const
   return pairs;
 }
 
-int64_t hold_network(std::vector<Tensor> weights, std::span<const int64_t> program, std::vector<MergedProduct> merged) {
-  auto kept = std::make_shared<HeldNetwork>(std::move(weights), std::vector(program.begin(), program.end()), std::move(merged));
+std::vector<size_t> narrowable_projections(const std::vector<Step>& steps, const std::vector<Tensor>& weights) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (steps[i].kind != StepKind::mbconv || steps[i].expand_weight < 0) continue;
+    const Tensor& weight = weights[steps[i].project_weight];
+    if (is_matrix(weight, ScalarType::Float) && weight.sizes()[1] % 8 == 0 && alignment(weight) == 0) found.push_back(i);
+  }
+  return found;
+}
+
+int64_t hold_network(std::vector<Tensor> weights, std::span<const int64_t> program, Prepared prepared) {
+  auto kept = std::make_shared<HeldNetwork>(std::move(weights), std::vector(program.begin(), program.end()), std::move(prepared));
   for (const Tensor& t : kept->weights) append(kept->signature, t);
   std::lock_guard lock(held().mutex);
   held().networks.emplace(++held().last, std::move(kept));

@@ -2,7 +2,8 @@
 // with which numbers is decided once for tensors of the same kind, and kept; a call looks it up, fills in the addresses and launches.
 //
 // The weights of a network that is held do not change. So products that follow each other with nothing between them, a block's
-// projection and the expansion or the head behind it, are multiplied out beforehand, and a plan may take two steps' products as one.
+// projection and the expansion or the head behind it, are multiplied out beforehand, and a plan may take two steps' products as one; and a
+// float32 projection's weight is made narrow once.
 #pragma once
 
 #include <memory>
@@ -21,21 +22,33 @@ struct MergedProduct {
   int64_t weight, scale, bias;
 };
 
+// The weight of a block's projection as launch_narrow_weight() makes it, and its scale: indices, too.
+struct NarrowProjection {
+  size_t step;
+  int64_t weight, scale;
+};
+
+// What is made of the weights of a network that is held.
+struct Prepared {
+  std::vector<MergedProduct> merged;
+  std::vector<NarrowProjection> narrow;
+};
+
 // What a call is handed.
 struct Network {
-  const std::vector<Tensor>& weights;  // and, behind those of the program, what MergedProduct names
+  const std::vector<Tensor>& weights;  // and, behind those of the program, what `prepared` names
   std::span<const int64_t> program;
   std::span<const int64_t> signature = {};  // what plans depend on of the weights, where that is known already
-  std::span<const MergedProduct> merged = {};
+  const Prepared* prepared = nullptr;
 };
 
 struct HeldNetwork {
   std::vector<Tensor> weights;
   std::vector<int64_t> program;
-  std::vector<MergedProduct> merged;
+  Prepared prepared;
   std::vector<int64_t> signature;
 
-  operator Network() const { return {weights, program, signature, merged}; }
+  operator Network() const { return {weights, program, signature, &prepared}; }
 };
 
 // A block whose projection could be one with the first product of a step that alone reads its result. Indices of weights.
@@ -47,8 +60,11 @@ struct MergeablePair {
 // Of a network of float16 or float32, with float32 biases.
 std::vector<MergeablePair> mergeable_pairs(const std::vector<Step>& steps, const std::vector<Tensor>& weights);
 
+// The steps whose projection has a weight of float32 that could be narrow.
+std::vector<size_t> narrowable_projections(const std::vector<Step>& steps, const std::vector<Tensor>& weights);
+
 // Keeps a network under a number of its own, until it is released.
-int64_t hold_network(std::vector<Tensor> weights, std::span<const int64_t> program, std::vector<MergedProduct> merged);
+int64_t hold_network(std::vector<Tensor> weights, std::span<const int64_t> program, Prepared prepared);
 std::shared_ptr<const HeldNetwork> held_network(int64_t number);  // throws where no network has this number
 void release_network(int64_t number);
 

@@ -386,6 +386,16 @@ def test_numbers_on_a_device(stub, torch_cuda):
         assert ours <= 1.25 * eager, f"{name}: the error against float64 is {ours}, eager's is {eager}"
 
 
+@pytest.mark.xdist_group("stub_cuda")
+def test_a_held_weight_is_narrow_once(stub, torch_cuda):
+    """That of a projection behind many pixels: made narrow in every call of a network that is not held, and else when it is."""
+    done = subprocess.run([sys.executable, Path(__file__).with_name("held_child.py"), torch_cuda], env=stub.executing(stub.new_log()), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (plain, holding, *held), same, largest = json.loads(done.stdout)
+    assert plain[0] == "effnet_narrow_weight" and holding == ["effnet_narrow_weight"] and held == [plain[1:], plain[1:]], (plain, holding, held)
+    assert all(same) and largest > 1
+
+
 # Of both strides and all depths that ModelNew has.
 MERGED = ["k3_s1_deep256_w4x1s3_64x16_rows1", "k3_s2_deep256_w4x1s4_64x32_rows1", "k3_s2_deep512_w4x1s3_64x16_rows2", "k3_s1_deep704_w4x1s4_64x32_rows2", "w4s2_k4_64x16x32"]
 

@@ -4,7 +4,8 @@ float16, and rounded; and the scale that takes sums of it and of a narrow map (_
     out[o] = round(weight[o] * 2^k);  scale[o] = 2^-k / 2^13
 
 So rounded an element has the ten bits of mantissa that TF32 would leave it, unless it is 2^-29 of the row's largest one; and the
-tensor cores multiply float16 twice as fast. A block does it on the way to its projection, where that has many pixels.
+tensor cores multiply float16 twice as fast. A block does it on the way to its projection, where that has many pixels; of a network that is
+held it is done once (csrc/network.h).
 """
 
 import triton
