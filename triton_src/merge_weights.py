@@ -37,10 +37,10 @@ def variants():
     for precision in ("fp16", "fp32"):
         yield Variant(
             op="merge_weights",
-            name=f"{precision}_to_fp32_32x64x32",
+            name=f"{precision}_to_fp32_16x32x16",
             kernel=effnet_merge_weights,
             parameters={"first": f"*{precision}", "first_bias": "*fp32", "second": f"*{precision}", "second_bias": "*fp32", "out": "*fp32", "out_bias": "*fp32",
                         "rows": "i32", "depth": "i32", "columns": "i32"},
-            constants={"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32},
-            attributes={"precision": PRECISION_CODES[precision], "block_m": 32, "block_n": 64},
+            constants={"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16},
+            attributes={"precision": PRECISION_CODES[precision], "block_m": 16, "block_n": 32},
         )
