@@ -8,6 +8,7 @@ every point. Shown are their median, the least and the largest.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -34,11 +35,7 @@ def measure(points, device, medians):
     workloads, timer, rows = Workloads(device), Timer(device), []
     for point in points:
         workload = workloads(point)
-        network = ModelNew.from_reference(workload.network)
-
-        def call(network=network, x=workload.x):
-            return network(x)
-
+        call = functools.partial(ModelNew.from_reference(workload.network), workload.x)
         for _ in range(20):
             call()
         rows.append(

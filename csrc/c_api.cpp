@@ -206,13 +206,7 @@ PointwiseProblem pointwise_problem(const char* op, const Checker& check, const e
   if (merged && (problem.tail.batch_norm || !problem.tail.vectors[0])) check.fail("epilogue must have a bias", problem.tail.batch_norm ? "batch norm" : "none");
   if (merged && precision == fp16 && !problem.tail.vectors_are_fp32) check.fail("epilogue->vectors_are_fp32 must be 1", "0");
   if (problem.batch == 0) return problem;
-  if (merged) {
-    check.address("x", p.x, kSixteenBits);
-    check.address("weight", p.weight, kSixteenBits);
-    check.address("out", p.out, bytes_of_out(precision));
-  } else {
-    check.addresses(p.x, p.weight, p.out, precision);
-  }
+  check.addresses(p.x, p.weight, p.out, merged && precision == tf32 ? widening16 : precision);  // which is stored as that is
   if (p.residual) check.address("residual", problem.tail.residual = p.residual, bytes_of_element(precision));
   if (scaled) check.address("weight_scale", problem.weight_scale = p.weight_scale, sizeof(float));
   return problem;

@@ -55,6 +55,12 @@ inline int64_t rows_of_band(const ExpandDepthwiseProblem& p, int64_t pixels) {
   throw Error(Failure::invalid_argument, std::string("effnet::") + op + ": variant " + tile.variant->name + " does not have " + missing);
 }
 
+// For an op that has kernels only where a table names them.
+inline const Tile& measured(const char* op, const Tile* tile) {
+  if (!tile) throw Error(Failure::no_image, std::string("effnet::") + op + ": the library holds no kernel that was measured for such a product");
+  return *tile;
+}
+
 inline int64_t area_of(const Tile& tile) { return int64_t{tile.rows} * tile.columns; }
 
 // A problem as the tuning table knows it. What the variant's key says already (precision) need not be among the extents; a layout

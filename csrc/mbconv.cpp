@@ -44,14 +44,15 @@ void launch_beginning(const MbconvProblem& p, void* filtered, void* workspace, P
 
 // What the workspace holds, one after the other: the expanded map, if there is one in memory, the filtered one, and a narrow weight.
 struct Maps {
-  Maps(const MbconvProblem& p, Place place) {
+  Maps(const MbconvProblem& p, Place place) : projection(projection_precision(p, place)) {
     if (p.expand_weight) filtered = padded(beginning_workspace(p, place));
     bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_out(hidden_precision(p));
-    if (projection_precision(p, place) != Precision::widening16 || p.narrow_project_weight) return;
+    if (projection != Precision::widening16 || p.narrow_project_weight) return;
     weight = padded(bytes);
     scale = weight + padded(p.out_channels * p.hidden * bytes_of_weight(Precision::widening16));
     bytes = scale + p.out_channels * int64_t{sizeof(float)};
   }
+  Precision projection;
   int64_t filtered = 0, weight = 0, scale = 0, bytes;  // where those start, and how much all take
 };
 
@@ -65,14 +66,13 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
   const Maps maps(p, place);
   char *const base = static_cast<char*>(workspace), *const filtered = base + maps.filtered;
   constexpr float kInfinity = INFINITY;
-  const Precision projection = projection_precision(p, place);
   const void *weight = p.project_weight, *scale = nullptr;
-  if (projection == Precision::widening16) {
-    weight = p.narrow_project_weight ? p.narrow_project_weight : base + maps.weight;
-    scale = p.narrow_project_weight ? p.narrow_project_scale : base + maps.scale;
-  }
-  if (scale && !p.narrow_project_weight)
+  if (maps.projection == Precision::widening16 && p.narrow_project_weight) {
+    weight = p.narrow_project_weight, scale = p.narrow_project_scale;
+  } else if (maps.projection == Precision::widening16) {
+    weight = base + maps.weight, scale = base + maps.scale;
     launch_narrow_weight({.op = p.op, .weight = p.project_weight, .out = base + maps.weight, .scale = base + maps.scale, .rows = p.out_channels, .depth = p.hidden}, place);
+  }
   if (p.expand_weight)
     launch_beginning(p, filtered, workspace, place);
   else
@@ -83,7 +83,7 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
 
   Tail tail = tail_of(p, p.project_bias, -kInfinity, kInfinity);
   tail.residual = p.residual;
-  launch_pointwise({.op = p.op, .precision = projection, .channels_last = p.channels_last, .x = filtered,
+  launch_pointwise({.op = p.op, .precision = maps.projection, .channels_last = p.channels_last, .x = filtered,
                     .weight = weight, .out = p.out, .batch = p.batch, .pixels = p.out_height * p.out_width,
                     .in_channels = p.hidden, .out_channels = p.out_channels, .tail = tail, .weight_scale = scale}, place);
 }

@@ -46,9 +46,7 @@ const Tile* chosen(const ExpandDepthwiseProblem& p, Place place) {
 bool merges_depthwise(const ExpandDepthwiseProblem& p, Place place) { return chosen(p, place) != nullptr; }
 
 void launch_merged_depthwise(const ExpandDepthwiseProblem& p, Place place) {
-  const Tile* found = chosen(p, place);
-  if (!found) throw Error(Failure::no_image, std::string("effnet::") + p.op + ": the library holds no kernel that was measured for such a product");
-  const Tile& tile = *found;
+  const Tile& tile = measured(p.op, chosen(p, place));
   const int64_t grid = blocks(p, tile);
   if (grid == 0) refuse(p.op, tile, fits_depth(p, tile) ? "rows of " + std::to_string(p.width) + " pixels" : "in_channels " + std::to_string(p.in_channels));
   launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_scale, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.out,

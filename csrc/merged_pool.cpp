@@ -25,9 +25,7 @@ const Tile* chosen(const PointwiseProblem& p, Place place) {
 bool merges_pool(const PointwiseProblem& p, Place place) { return chosen(p, place) != nullptr; }
 
 void launch_merged_pool(const PointwiseProblem& p, Place place) {
-  const Tile* found = chosen(p, place);
-  if (!found) throw Error(Failure::no_image, std::string("effnet::") + p.op + ": the library holds no kernel that was measured for such a product");
-  const Tile& tile = *found;
+  const Tile& tile = measured(p.op, chosen(p, place));
   launch(p.op, *tile.variant, place, p.batch * ceil_div(p.out_channels, tile.columns), p.x, p.weight, p.weight_scale, p.tail.vectors[0], p.out,
          int32_t(p.pixels), int32_t(p.out_channels), int32_t(p.in_channels), p.tail.low, p.tail.high);
 }

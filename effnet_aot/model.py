@@ -6,7 +6,6 @@ It is the network of KernelBench level 3, problem 23, whose plain torch.nn form 
 same parameters, initialised by the same random numbers, and takes that form's state_dict as well as its own.
 """
 
-import weakref
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .fold import Folded, FoldedModule, bias_dtype, fold_batch_norm
 from .ops import Network
+from .ops.network import hold
 
 # (in_channels, out_channels, stride, expand_ratio)
 BLOCKS = [(32, 16, 1, 1), (16, 24, 2, 6), (24, 40, 2, 6), (40, 80, 2, 6), (80, 112, 1, 6), (112, 192, 2, 6), (192, 320, 1, 6)]
@@ -58,8 +58,7 @@ class FoldedNetwork:
         """Whether the library holds the weights now."""
         if not self._is_kept or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
             return False
-        number = torch.ops.effnet._hold_network(self.weights, self.program)
-        weakref.finalize(self, torch.ops.effnet._release_network, number)
+        number = hold(self, self.weights, self.program)
         if x.is_cuda:
             torch.cuda.current_stream(x.device).synchronize()  # what was prepared serves calls on other streams, too
         self._number = number

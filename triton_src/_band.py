@@ -20,6 +20,19 @@ async_load = getattr(async_copy, "async_load", None) or async_copy.async_copy_gl
 
 
 @gluon.jit
+def band_of_program(hidden, height, out_height, band, top, KERNEL: gl.constexpr, STRIDE: gl.constexpr, CHUNK: gl.constexpr):
+    """(first of the chunk's channels, image, the band's output rows from and to, the input rows from and to that its windows reach into,
+    of those that there are: pixels in a row in memory)."""
+    chunks = gl.cdiv(hidden, CHUNK)
+    bands = gl.cdiv(out_height, band)
+    first_row = gl.program_id(0) // chunks % bands * band
+    end_row = gl.minimum(first_row + band, out_height)
+    begin = gl.maximum(first_row * STRIDE - top, 0)
+    end = gl.minimum((end_row - 1) * STRIDE - top + KERNEL, height)
+    return gl.program_id(0) % chunks * CHUNK, gl.program_id(0) // chunks // bands, first_row, end_row, begin, end
+
+
+@gluon.jit
 def from_tiles(tile, WARPS_N: gl.constexpr):
     """(rows, chunk) with the hidden channels, which lie as channel_of_column says, as they lie in memory."""
     ROWS: gl.constexpr = tile.shape[0]
@@ -82,7 +95,7 @@ def load_filters(depthwise_weight, depthwise_bias, first_channel, hidden, KERNEL
 
 @gluon.jit
 def channel_of_column(column, CHUNK: gl.constexpr, WARPS_N: gl.constexpr):
-    """Which of a chunk's channels a column of the products is: see by_tile."""
+    """Which of a chunk's channels a column of the products is: as by_tile of expand_depthwise.py orders them."""
     return column // 8 % WARPS_N * (CHUNK // WARPS_N) + column % 8 // 2 * (CHUNK // WARPS_N // 4) + column // (8 * WARPS_N) * 2 + column % 2
 
 

@@ -14,7 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from ._band import async_load, channel_of_column, filter_band, load_filters
+from ._band import async_load, band_of_program, channel_of_column, filter_band, load_filters
 from ._gluon import bits, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._narrow import map_scale
@@ -104,15 +104,7 @@ def effnet_expand_depthwise(x, expand_weight, expand_bias, depthwise_weight, dep
     of_weights: gl.constexpr = weights_layout(CHUNK, DEPTH, WARPS_M, WARPS_N)
     copies: gl.constexpr = gl.BlockedLayout([1, VECTOR], [8, 4], [WARPS, 1], [1, 0])
 
-    chunks = gl.cdiv(hidden, CHUNK)
-    bands = gl.cdiv(out_height, band)
-    first_channel = gl.program_id(0) % chunks * CHUNK
-    image = gl.program_id(0) // chunks // bands
-    first_row = gl.program_id(0) // chunks % bands * band
-    end_row = gl.minimum(first_row + band, out_height)
-    # The input rows that the band's windows reach into, of those that there are: pixels in a row in memory.
-    begin = gl.maximum(first_row * STRIDE - top, 0)
-    end = gl.minimum((end_row - 1) * STRIDE - top + KERNEL, height)
+    first_channel, image, first_row, end_row, begin, end = band_of_program(hidden, height, out_height, band, top, KERNEL, STRIDE, CHUNK)
     pixels = (end - begin) * width
 
     weights_parts = ()  # one by one: the compiler would put a barrier between writes to parts of one allocation

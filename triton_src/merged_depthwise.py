@@ -14,7 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from ._band import async_load, channel_of_column, filter_band, load_filters
+from ._band import async_load, band_of_program, channel_of_column, filter_band, load_filters
 from ._launch import wait_for_maps_gluon
 from ._narrow import SCALE, map_scale
 from ._variant import PRECISION_CODES, Variant
@@ -45,14 +45,7 @@ def effnet_merged_depthwise(x, expand_weight, expand_scale, expand_bias, depthwi
     copies: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
 
-    chunks = gl.cdiv(hidden, CHUNK)
-    bands = gl.cdiv(out_height, band)
-    first_channel = gl.program_id(0) % chunks * CHUNK
-    image = gl.program_id(0) // chunks // bands
-    first_row = gl.program_id(0) // chunks % bands * band
-    end_row = gl.minimum(first_row + band, out_height)
-    begin = gl.maximum(first_row * STRIDE - top, 0)
-    end = gl.minimum((end_row - 1) * STRIDE - top + KERNEL, height)
+    first_channel, image, first_row, end_row, begin, end = band_of_program(hidden, height, out_height, band, top, KERNEL, STRIDE, CHUNK)
 
     weights, slots = (), ()
     for _ in gl.static_range(PARTS):

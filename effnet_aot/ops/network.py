@@ -1,5 +1,6 @@
 """A whole network in one op: a program of steps over a list of weights. csrc/program.h describes the flat encoding."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -253,6 +254,13 @@ def evaluate(x: Tensor, weights: Sequence[Tensor], program: Sequence[int], evalu
         calls.append(Call(number, step, arguments))
         values.append(evaluate_step(calls[-1]))
     return calls, values
+
+
+def hold(owner: object, weights: Sequence[Tensor], program: Sequence[int]) -> int:
+    """The number by which torch.ops.effnet._held_network knows these weights and program, for as long as their owner lives."""
+    number = torch.ops.effnet._hold_network(weights, program)
+    weakref.finalize(owner, torch.ops.effnet._release_network, number)
+    return number
 
 
 def decomposed(x: Tensor, weights: Sequence[Tensor], program: Sequence[int]) -> Tensor:

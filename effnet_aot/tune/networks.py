@@ -4,7 +4,6 @@ A converted model calls that op once, or several times with other layers in betw
 """
 
 import json
-import weakref
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..bench.kernels import stepwise
+from ..ops.network import hold
 from .calls import Operand, Recorder, describe, guarded, models_of, scale
 from .exact import SUMS
 
@@ -29,9 +29,7 @@ class Arguments:
 
     @cached_property
     def number(self):
-        number = torch.ops.effnet._hold_network(self.weights, self.program)
-        weakref.finalize(self, torch.ops.effnet._release_network, number)
-        return number
+        return hold(self, self.weights, self.program)
 
 
 @dataclass(frozen=True)

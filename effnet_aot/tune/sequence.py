@@ -105,12 +105,12 @@ def settle(trials, measured, variants, fixed=frozenset(), may_ship=lambda key, v
             told(key)
             m, now = measured.get(key), choices[key].variant
             if key[0] in MERGED:
-                rivals, of_op = list(choices[key].fitting), 0.0
+                rivals, most, of_op = list(choices[key].fitting), None, 0.0
             elif m and now in m.times:
-                rivals, of_op = near(m, choices[key].fitting), OF_OP * m.times[now] / 1e6
+                rivals, most, of_op = near(m, choices[key].fitting), RIVALS, OF_OP * m.times[now] / 1e6
             else:
                 continue
-            rivals = [v for v in rivals if v != now and (key, v) not in hopeless and may_ship(key, v)][: None if key[0] in MERGED else RIVALS]
+            rivals = [v for v in rivals if v != now and (key, v) not in hopeless and may_ship(key, v)][:most]
             ways = {v: trials.prepare(found.variants | {key: v}) for v in rivals}
             gains, base = compare(present, ways, FIRST) if ways else ({}, [])
             least = max(OF_NETWORK * statistics.median(base), of_op) if ways else 0
