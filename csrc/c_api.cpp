@@ -317,6 +317,8 @@ ExpandDepthwiseProblem merged_depthwise_problem(const Checker& check, const effn
   return problem;
 }
 
+constexpr size_t kOldestMbconv = offsetof(effnet_mbconv, narrow_depthwise_weight);
+
 MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool loads = true) {
   MbconvProblem problem = expanding_problem<MbconvProblem>("mbconv", check, p, loads);
   check.indexable("project_weight", {p.out_channels, p.hidden});
@@ -327,6 +329,14 @@ MbconvProblem mbconv_problem(const Checker& check, const effnet_mbconv& p, bool 
   check.address("project_weight", p.project_weight, element);
   if (p.residual) check.address("residual", p.residual, element);
   if (p.project_bias) check.address("project_bias", p.project_bias, p.biases_are_fp32 ? 4 : element);
+  const std::pair<const char*, const void*> weights[] = {{"narrow_depthwise_weight", p.narrow_depthwise_weight}, {"narrow_project_weight", p.narrow_project_weight}};
+  const std::pair<const char*, const void*> scales[] = {{"narrow_depthwise_scale", p.narrow_depthwise_scale}, {"narrow_project_scale", p.narrow_project_scale}};
+  const auto given = [](const auto& of) { return of.second != nullptr; };
+  if (std::none_of(std::begin(weights), std::end(weights), given) && std::none_of(std::begin(scales), std::end(scales), given)) return problem;
+  if (problem.precision != Precision::tf32) check.fail("narrow weights must be null where precision is not EFFNET_TF32", "an address");
+  for (const auto& [name, address] : weights) check.address(name, address, kSixteenBits);
+  for (const auto& [name, address] : scales) check.address(name, address, sizeof(float));
+  problem.narrow = {p.narrow_depthwise_weight, p.narrow_depthwise_scale, p.narrow_project_weight, p.narrow_project_scale};
   return problem;
 }
 
@@ -346,7 +356,7 @@ struct StemAndBlock {
   StemAndBlock(const Checker& check, const effnet_stem_mbconv* given)
       : p(check.read("effnet_stem_mbconv", given, sizeof(effnet_stem_mbconv))), stem(check, p.stem, /*stores=*/false) {
     problem.stem = stem.problem;
-    problem.block = mbconv_problem(check, check.read("effnet_mbconv", p.block, sizeof(effnet_mbconv)), /*loads=*/false);
+    problem.block = mbconv_problem(check, check.read("effnet_mbconv", p.block, kOldestMbconv), /*loads=*/false);
     problem.variant = p.variant;
     const ConvProblem& s = problem.stem;
     const MbconvProblem& b = problem.block;
@@ -462,14 +472,16 @@ int effnet_launch_merge_weights(const effnet_merge_weights* given, int device, v
 int effnet_launch_narrow_weight(const effnet_narrow_weight* given, int device, void* stream) {
   return guarded([&] {
     const Checker check{"effnet_launch_narrow_weight"};
-    const auto p = check.read("effnet_narrow_weight", given, sizeof(effnet_narrow_weight));
+    const auto p = check.read("effnet_narrow_weight", given, offsetof(effnet_narrow_weight, taps_first));
     check.number("rows", p.rows, 1);
     check.number("depth", p.depth, 1);
     check.indexable("weight", {p.rows, p.depth});
     check.address("weight", p.weight, sizeof(float));
     check.address("out", p.out, bytes_of_weight(Precision::widening16));
     check.address("scale", p.scale, sizeof(float));
-    launch_narrow_weight({.op = "narrow_weight", .weight = p.weight, .out = p.out, .scale = p.scale, .rows = p.rows, .depth = p.depth, .variant = p.variant}, {device, stream});
+    const bool taps_first = check.number("taps_first", p.taps_first, 0, 1) == 1;
+    launch_narrow_weight({.op = "narrow_weight", .weight = p.weight, .out = p.out, .scale = p.scale, .rows = p.rows, .depth = p.depth, .taps_first = taps_first, .variant = p.variant},
+                         {device, stream});
   });
 }
 
@@ -586,7 +598,7 @@ int effnet_mbconv_workspace(const effnet_mbconv* given, int device, size_t* byte
   return guarded([&] {
     const Checker check{"effnet_mbconv_workspace"};
     if (!bytes) check.fail("bytes must not be null", "null");
-    const auto problem = mbconv_problem(check, check.read("effnet_mbconv", given, sizeof(effnet_mbconv)));
+    const auto problem = mbconv_problem(check, check.read("effnet_mbconv", given, kOldestMbconv));
     *bytes = problem.batch == 0 ? 0 : mbconv_workspace(problem, {.device = device});
   });
 }
@@ -594,7 +606,7 @@ int effnet_mbconv_workspace(const effnet_mbconv* given, int device, size_t* byte
 int effnet_launch_mbconv(const effnet_mbconv* given, int device, void* stream) {
   return guarded([&] {
     const Checker check{"effnet_launch_mbconv"};
-    const auto p = check.read("effnet_mbconv", given, sizeof(effnet_mbconv));
+    const auto p = check.read("effnet_mbconv", given, kOldestMbconv);
     const auto problem = mbconv_problem(check, p);
     if (problem.batch == 0) return;
     check_workspace(check, p.workspace, [&] { return mbconv_workspace(problem, {.device = device}); }, bytes_of_element(problem.precision), "effnet_mbconv_workspace");

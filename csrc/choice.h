@@ -40,6 +40,13 @@ struct Tile {
   int rows, columns;
 };
 
+// A variant that fetches a weight's rows at their whole depth has places for so many input channels and no more, and wastes its time with
+// those that are left free.
+inline bool fits_depth(const Tile& tile, int64_t in_channels) {
+  const int64_t depth = (*tile.variant)["depth"];
+  return in_channels <= depth && 2 * in_channels > depth;
+}
+
 // Output rows of a block that takes so many pixels of an image: as many as have windows that fit into them, shared out evenly. 0: not
 // even one.
 inline int64_t rows_of_band(const ExpandDepthwiseProblem& p, int64_t pixels) {

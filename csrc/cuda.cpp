@@ -264,9 +264,10 @@ struct Cuda {
     Prepared prepared;
     const auto make = [](const Tensor& like, int32_t dtype, int64_t count) { return empty(like, dtype, std::array{count}, std::array<int64_t, 1>{1}); };
     // Returns the index of the weight, which its scale follows.
-    const auto append_narrow = [&](const Tensor& like, const Tensor& weight, int64_t rows, int64_t depth) {
+    const auto append_narrow = [&](const Tensor& like, const Tensor& weight, int64_t rows, int64_t depth, bool taps_first = false) {
       Tensor narrow = make(like, aoti_torch_dtype_float16(), rows * depth), scale = make(like, aoti_torch_dtype_float32(), rows);
-      launch_narrow_weight({.op = op, .weight = weight.const_data_ptr(), .out = narrow.mutable_data_ptr(), .scale = scale.mutable_data_ptr(), .rows = rows, .depth = depth}, place_of(like));
+      launch_narrow_weight({.op = op, .weight = weight.const_data_ptr(), .out = narrow.mutable_data_ptr(), .scale = scale.mutable_data_ptr(), .rows = rows, .depth = depth,
+                            .taps_first = taps_first}, place_of(like));
       weights.insert(weights.end(), {narrow, scale});
       return static_cast<int64_t>(weights.size()) - 2;
     };
@@ -283,11 +284,14 @@ struct Cuda {
       weights.push_back(bias);
       prepared.merged.push_back({pair.step, narrow, narrow + 1, narrow + 2});
     }
-    for (size_t step : narrowable_projections(steps, weights)) {
-      const Tensor weight = weights[steps[step].project_weight];
-      if (!weight.is_cuda()) continue;
-      const int64_t narrow = append_narrow(weight, weight, weight.sizes()[0], weight.sizes()[1]);
-      prepared.narrow.push_back({step, narrow, narrow + 1});
+    for (NarrowBlock block : narrowable_blocks(steps, weights)) {
+      for (int64_t* index : {&block.depthwise, &block.project}) {
+        if (*index < 0) continue;
+        const Tensor weight = weights[*index];
+        const int64_t rows = weight.sizes()[0];
+        *index = weight.is_cuda() ? append_narrow(weight, weight, rows, weight.numel() / rows, index == &block.depthwise) : -1;
+      }
+      prepared.narrow.push_back(block);
     }
     return prepared;
   }

@@ -10,7 +10,7 @@ namespace effnet {
 
 // Storage type and arithmetic. The order is the one of PRECISION_CODES in triton_src/_variant.py. The last four are TF32 with a
 // narrow map (triton_src/_narrow.py), float16 that stands for float32 in [0, kMostNarrow]: as the result, on both sides, as x, and as
-// x with a weight of launch_narrow_weight().
+// x with a weight of launch_narrow_weight(). Of kernels for a whole block `narrow` are those with narrow maps between its steps.
 enum class Precision { fp16, bf16, tf32, fp32, narrowing, narrow, widening, widening16 };
 
 constexpr float kNarrowScale = 8192, kMostNarrow = 65504 / kNarrowScale;
@@ -56,12 +56,14 @@ struct MergeWeightsProblem {
   const char* variant = nullptr;
 };
 
-// A weight (rows, depth) of float32 as Precision::widening16 takes it, and its rows' scales, in float32.
+// A weight (rows, depth) of float32 as Precision::widening16 takes it, and its rows' scales, in float32; or, of a depthwise step,
+// taps first, as narrow blocks take it: both lie as (depth, rows).
 struct NarrowWeightProblem {
   const char* op;
   const void* weight;
   void *out, *scale;
   int64_t rows, depth;
+  bool taps_first = false;
   const char* variant = nullptr;
 };
 
@@ -119,6 +121,12 @@ struct ExpandDepthwiseProblem {
   const char* variant = nullptr;       // of a kernel that computes both steps
 };
 
+// What launch_narrow_weight() makes of a block's weights, where that is kept; null where it is not.
+struct NarrowWeights {
+  const void *depthwise = nullptr, *depthwise_scale = nullptr;  // taps first
+  const void *project = nullptr, *project_scale = nullptr;
+};
+
 // project(depthwise(expand(x))) + residual, biases folded in, activations after the first two. Where the expansion is one product with
 // the projection of the block before, x is that block's filtered map, and in_channels are its hidden ones; where the projection is part
 // of what follows, `out` is the filtered map. Such maps have sixteen bits: in TF32 they are narrow.
@@ -138,7 +146,7 @@ struct MbconvProblem {
   bool vectors_are_fp32 = false;  // else the biases have x's type
   bool depthwise_taps_first = false;
   const void* expand_scale = nullptr;  // of an expansion that is one product with a projection: the weight is launch_narrow_weight()'s
-  const void *narrow_project_weight = nullptr, *narrow_project_scale = nullptr;  // what launch_narrow_weight() makes of it, where that is kept
+  NarrowWeights narrow;
   const char* variant = nullptr;       // of a kernel that computes the whole block
 };
 

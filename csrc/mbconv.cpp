@@ -13,8 +13,11 @@ bool is_aligned(const MbconvProblem& p) {
          aligned({p.x, p.expand_weight, p.depthwise_weight, p.project_weight, p.residual, p.out}, {p.in_channels, p.hidden, p.out_channels});
 }
 
-// Whether the hidden maps of several kernels are narrow: where nothing is lost by it to TF32, and there are kernels for it.
-bool has_narrow_maps(const MbconvProblem& p) { return p.precision == Precision::tf32 && p.low == 0 && p.high <= kMostNarrow && is_aligned(p); }
+// Whether nothing is lost to TF32 where hidden maps are narrow.
+bool may_be_narrow(const MbconvProblem& p) { return p.precision == Precision::tf32 && p.low == 0 && p.high <= kMostNarrow; }
+
+// Whether the hidden maps of several kernels are: where there are kernels for it, too.
+bool has_narrow_maps(const MbconvProblem& p) { return may_be_narrow(p) && is_aligned(p); }
 
 // The precision of the kernels in front of the projection, and its own.
 Precision hidden_precision(const MbconvProblem& p) { return has_narrow_maps(p) ? Precision::narrowing : p.precision; }
@@ -47,7 +50,7 @@ struct Maps {
   Maps(const MbconvProblem& p, Place place) : projection(projection_precision(p, place)) {
     if (p.expand_weight) filtered = padded(beginning_workspace(p, place));
     bytes = filtered + p.batch * p.hidden * p.out_height * p.out_width * bytes_of_out(hidden_precision(p));
-    if (projection != Precision::widening16 || p.narrow_project_weight) return;
+    if (projection != Precision::widening16 || p.narrow.project) return;
     weight = padded(bytes);
     scale = weight + padded(p.out_channels * p.hidden * bytes_of_weight(Precision::widening16));
     bytes = scale + p.out_channels * int64_t{sizeof(float)};
@@ -67,8 +70,8 @@ void launch_unfused(const MbconvProblem& p, void* workspace, Place place) {
   char *const base = static_cast<char*>(workspace), *const filtered = base + maps.filtered;
   constexpr float kInfinity = INFINITY;
   const void *weight = p.project_weight, *scale = nullptr;
-  if (maps.projection == Precision::widening16 && p.narrow_project_weight) {
-    weight = p.narrow_project_weight, scale = p.narrow_project_scale;
+  if (maps.projection == Precision::widening16 && p.narrow.project) {
+    weight = p.narrow.project, scale = p.narrow.project_scale;
   } else if (maps.projection == Precision::widening16) {
     weight = base + maps.weight, scale = base + maps.scale;
     launch_narrow_weight({.op = p.op, .weight = p.project_weight, .out = base + maps.weight, .scale = base + maps.scale, .rows = p.out_channels, .depth = p.hidden}, place);
@@ -118,12 +121,24 @@ int64_t blocks(const MbconvProblem& p, const Tile& tile) {
   return ceil_div(p.batch * p.out_width, tile.rows) * ceil_div(p.out_height, (*tile.variant)["steps"]);
 }
 
+// Whether its maps may be narrow: the weights for that are there.
+bool has_narrow_kernels(const MbconvProblem& p) {
+  const NarrowWeights& n = p.narrow;
+  return may_be_narrow(p) && n.depthwise && n.project && aligned({n.depthwise, n.depthwise_scale, n.project, n.project_scale}, {});
+}
+
 // The tile of the kernel that computes the block; null where several kernels are better, or there is none.
 const Tile* fused(const MbconvProblem& p, Place place) {
   if (p.expand_scale || !p.project_weight) return nullptr;
-  const int fitting = fits_a_kernel(p) ? key(p.precision, p.expand_weight, p.in_channels, p.stride_y) : -1;
-  if (p.variant) return &table().named(p.op, p.variant, {fitting});
+  const auto key_of = [&](Precision precision) { return key(precision, p.expand_weight, p.in_channels, p.stride_y); };
+  const bool fits = fits_a_kernel(p);
+  const int fitting = fits ? key_of(p.precision) : -1, narrow = fits && has_narrow_kernels(p) ? key_of(Precision::narrow) : -1;
+  if (p.variant) return &table().named(p.op, p.variant, {narrow, fitting});
   if (fitting < 0) return nullptr;
+  const Shape shape{p.batch, {{"height", p.height}, {"width", p.width}, {"in_channels", p.in_channels}, {"hidden", p.hidden}, {"out_channels", p.out_channels},
+                              {"stride", p.stride_y}, {"residual", p.residual != nullptr}}};
+  const auto blocks_of = [&](const Tile& tile) { return blocks(p, tile); };
+  if (const Tile* tile = narrow < 0 ? nullptr : table().choose_measured(narrow, place, shape, blocks_of)) return tile;
   const auto by_rule = [&] {
     const int multiprocessors = device_info(place.device).multiprocessors;
     // With few pixels the warps of a block share them and split the hidden channels.
@@ -135,18 +150,21 @@ const Tile* fused(const MbconvProblem& p, Place place) {
     return table().find(fitting, 12 * multiprocessors, [&](const Tile& tile) { return blocks(p, tile); },
                         [&](const Tile& tile) { return int64_t{2048} * ((*tile.variant)["steps"] + 1) + tile.columns; });
   };
-  return table().choose_or_none(fitting, place,
-                                {p.batch, {{"height", p.height}, {"width", p.width}, {"in_channels", p.in_channels}, {"hidden", p.hidden}, {"out_channels", p.out_channels},
-                                           {"stride", p.stride_y}, {"residual", p.residual != nullptr}}},
-                                [&](const Tile& tile) { return blocks(p, tile); }, by_rule);
+  return table().choose_or_none(fitting, place, shape, blocks_of, by_rule);
 }
 
 void launch_fused(const MbconvProblem& p, const Tile& tile, Place place) {
   const int64_t grid = blocks(p, tile);
   if (grid == 0) refuse(p.op, tile, std::to_string(p.out_channels) + " output channels");
-  launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.project_weight, p.project_bias, p.residual, p.out,
-         int32_t(p.batch), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(p.out_channels), int32_t(p.left), int32_t(p.top),
-         p.high, flags({.residual = p.residual}));
+  const auto with = [&](auto... weights) {
+    launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_bias, weights..., p.project_bias, p.residual, p.out,
+           int32_t(p.batch), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(p.out_channels), int32_t(p.left), int32_t(p.top),
+           p.high, flags({.residual = p.residual}));
+  };
+  if (Precision((*tile.variant)["precision"]) == Precision::narrow)
+    with(p.narrow.depthwise, p.narrow.depthwise_scale, p.depthwise_bias, p.narrow.project, p.narrow.project_scale);
+  else
+    with(p.depthwise_weight, p.depthwise_bias, p.project_weight);
 }
 
 }  // namespace

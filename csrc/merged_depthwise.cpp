@@ -18,18 +18,12 @@ bool fits_a_kernel(const ExpandDepthwiseProblem& p) {
          aligned({p.x, p.expand_weight, p.expand_scale, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.out}, {p.in_channels, p.hidden});
 }
 
-// A variant has places for so many input channels and no more, and wastes its time with those that are left free.
-bool fits_depth(const ExpandDepthwiseProblem& p, const Tile& tile) {
-  const int64_t depth = (*tile.variant)["depth"];
-  return p.in_channels <= depth && 2 * p.in_channels > depth;
-}
-
 int64_t band(const ExpandDepthwiseProblem& p, const Tile& tile) { return rows_of_band(p, tile.rows); }
 
 // 0 where the variant does not fit.
 int64_t blocks(const ExpandDepthwiseProblem& p, const Tile& tile) {
-  const int64_t rows = fits_depth(p, tile) ? band(p, tile) : 0;
-  return rows == 0 ? 0 : p.batch * ceil_div(p.out_height, rows) * ceil_div(p.hidden, tile.columns);
+  const int64_t rows = fits_depth(tile, p.in_channels) ? band(p, tile) : 0;
+  return rows == 0 ? 0 : ceil_div(p.batch, (*tile.variant)["images"]) * ceil_div(p.out_height, rows) * ceil_div(p.hidden, tile.columns);
 }
 
 const Tile* chosen(const ExpandDepthwiseProblem& p, Place place) {
@@ -48,9 +42,9 @@ bool merges_depthwise(const ExpandDepthwiseProblem& p, Place place) { return cho
 void launch_merged_depthwise(const ExpandDepthwiseProblem& p, Place place) {
   const Tile& tile = measured(p.op, chosen(p, place));
   const int64_t grid = blocks(p, tile);
-  if (grid == 0) refuse(p.op, tile, fits_depth(p, tile) ? "rows of " + std::to_string(p.width) + " pixels" : "in_channels " + std::to_string(p.in_channels));
+  if (grid == 0) refuse(p.op, tile, fits_depth(tile, p.in_channels) ? "rows of " + std::to_string(p.width) + " pixels" : "in_channels " + std::to_string(p.in_channels));
   launch(p.op, *tile.variant, place, grid, p.x, p.expand_weight, p.expand_scale, p.expand_bias, p.depthwise_weight, p.depthwise_bias, p.out,
-         int32_t(p.in_channels), int32_t(p.hidden), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(band(p, tile)),
+         int32_t(p.batch), int32_t(p.in_channels), int32_t(p.hidden), int32_t(p.height), int32_t(p.width), int32_t(p.out_height), int32_t(p.out_width), int32_t(band(p, tile)),
          int32_t(p.left), int32_t(p.top), p.low, p.high);
 }
 

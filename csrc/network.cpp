@@ -184,6 +184,13 @@ struct Planner {
     return p;
   }
 
+  NarrowWeights narrow_weights(const NarrowBlock& n) const {
+    NarrowWeights found;
+    if (n.depthwise >= 0) found.depthwise = weight(n.depthwise), found.depthwise_scale = weight(n.depthwise + 1);
+    if (n.project >= 0) found.project = weight(n.project), found.project_scale = weight(n.project + 1);
+    return found;
+  }
+
   // With all of its own products.
   MbconvProblem plain_block(size_t i) const {
     const Step& s = steps[i];
@@ -193,8 +200,8 @@ struct Planner {
     p.depthwise_weight = weight(s.weight), p.depthwise_bias = weight(s.bias);
     p.project_weight = weight(s.project_weight), p.project_bias = weight(s.project_bias);
     if (prepared)
-      for (const NarrowProjection& n : prepared->narrow)
-        if (n.step == i) p.narrow_project_weight = weight(n.weight), p.narrow_project_scale = weight(n.scale);
+      for (const NarrowBlock& n : prepared->narrow)
+        if (n.step == i) p.narrow = narrow_weights(n);
     p.vectors_are_fp32 = vectors_are_fp32(s);
     p.depthwise_taps_first = is_taps_first(weights[s.weight]);
     return p;
@@ -376,12 +383,15 @@ std::vector<MergeablePair> mergeable_pairs(const std::vector<Step>& steps, const
   return pairs;
 }
 
-std::vector<size_t> narrowable_projections(const std::vector<Step>& steps, const std::vector<Tensor>& weights) {
-  std::vector<size_t> found;
+std::vector<NarrowBlock> narrowable_blocks(const std::vector<Step>& steps, const std::vector<Tensor>& weights) {
+  std::vector<NarrowBlock> found;
   for (size_t i = 0; i < steps.size(); ++i) {
-    if (steps[i].kind != StepKind::mbconv || steps[i].expand_weight < 0) continue;
-    const Tensor& weight = weights[steps[i].project_weight];
-    if (is_matrix(weight, ScalarType::Float) && weight.sizes()[1] % 8 == 0 && alignment(weight) == 0) found.push_back(i);
+    const Step& s = steps[i];
+    if (s.kind != StepKind::mbconv || s.expand_weight < 0) continue;
+    const Tensor &filters = weights[s.weight], &projection = weights[s.project_weight];
+    const bool has_filters = filters.scalar_type() == ScalarType::Float && is_taps_first(filters) && filters.sizes()[0] % 8 == 0 && alignment(filters) == 0;
+    const bool has_projection = is_matrix(projection, ScalarType::Float) && projection.sizes()[1] % 8 == 0 && alignment(projection) == 0;
+    if (has_filters || has_projection) found.push_back({i, has_filters ? s.weight : -1, has_projection ? s.project_weight : -1});
   }
   return found;
 }

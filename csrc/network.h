@@ -2,8 +2,8 @@
 // with which numbers is decided once for tensors of the same kind, and kept; a call looks it up, fills in the addresses and launches.
 //
 // The weights of a network that is held do not change. So products that follow each other with nothing between them, a block's
-// projection and the expansion or the head behind it, are multiplied out beforehand, and a plan may take two steps' products as one; and a
-// float32 projection's weight is made narrow once.
+// projection and the expansion or the head behind it, are multiplied out beforehand, and a plan may take two steps' products as one; and the
+// weights that float32 blocks may have narrow are made so once.
 #pragma once
 
 #include <memory>
@@ -22,16 +22,16 @@ struct MergedProduct {
   int64_t weight, scale, bias;
 };
 
-// The weight of a block's projection as launch_narrow_weight() makes it, and its scale: indices, too.
-struct NarrowProjection {
+// The weights of a block as launch_narrow_weight() makes them, each followed by its scale: indices, too; -1 where there are none.
+struct NarrowBlock {
   size_t step;
-  int64_t weight, scale;
+  int64_t depthwise, project;
 };
 
 // What is made of the weights of a network that is held.
 struct Prepared {
   std::vector<MergedProduct> merged;
-  std::vector<NarrowProjection> narrow;
+  std::vector<NarrowBlock> narrow;
 };
 
 // What a call is handed.
@@ -60,8 +60,8 @@ struct MergeablePair {
 // Of a network of float16 or float32, with float32 biases.
 std::vector<MergeablePair> mergeable_pairs(const std::vector<Step>& steps, const std::vector<Tensor>& weights);
 
-// The steps whose projection has a weight of float32 that could be narrow.
-std::vector<size_t> narrowable_projections(const std::vector<Step>& steps, const std::vector<Tensor>& weights);
+// The weights of float32 blocks that could be narrow. Indices, -1 for one that could not.
+std::vector<NarrowBlock> narrowable_blocks(const std::vector<Step>& steps, const std::vector<Tensor>& weights);
 
 // Keeps a network under a number of its own, until it is released.
 int64_t hold_network(std::vector<Tensor> weights, std::span<const int64_t> program, Prepared prepared);

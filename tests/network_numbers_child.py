@@ -1,5 +1,5 @@
-"""Runs networks on CUDA tensors in host memory, with a driver that executes PTX. Prints, for each, the error against float64
-and that of eager PyTorch on the CPU, relative to the result."""
+"""Runs networks on CUDA tensors in host memory, with a driver that executes PTX. Prints, for each, the error against float64, the larger one
+of the network as it is and held, and that of eager PyTorch on the CPU, relative to the result."""
 
 import json
 import sys
@@ -13,22 +13,22 @@ import effnet_aot  # noqa: F401
 from effnet_aot.ops.network import decomposed
 
 
-def on_device(x, weights, program):
+def error_on_device(x, weights, program, exact):
     to_device, to_host = torch.ops.stub_cuda.to_device, torch.ops.stub_cuda.to_host
     with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
         x, weights = to_device(x, 0), [to_device(w, 0) for w in weights]
         out = to_host(torch.ops.effnet.network(x, weights, program)).clone()
         number = torch.ops.effnet._hold_network(weights, program)
-        assert torch.equal(to_host(torch.ops.effnet._held_network(x, number)), out)
+        held = to_host(torch.ops.effnet._held_network(x, number)).clone()
         torch.ops.effnet._release_network(number)
-        return out
+        return max(error(out, exact), error(held, exact))
 
 
 def every_step(dtype, layout):
     weights, program = weights_and_program(dtype)
     x = image(16, dtype=dtype, layout=layout)
     exact, eager = decomposed(x.double(), [w.double() for w in weights], program), decomposed(x, weights, program)
-    return error(on_device(x, weights, program), exact), error(eager, exact)
+    return error_on_device(x, weights, program, exact), error(eager, exact)
 
 
 def model(dtype, layout):
@@ -37,7 +37,7 @@ def model(dtype, layout):
     with torch.no_grad():
         eager, exact = reference(x), reference.double()(x.double())
     folded = ours.fold()
-    return error(on_device(x, folded.weights, folded.program), exact), error(eager, exact)
+    return error_on_device(x, folded.weights, folded.program, exact), error(eager, exact)
 
 
 def main():

@@ -96,6 +96,7 @@ def main():
 
     def runner(batch):
         arguments = on_device(chain.make(batch, torch.float16, "cpu"))
+        assert arguments.number  # what is made of the weights, when they are held, is launched here
         return lambda: chain.run(arguments)
 
     said, run = {}, runner(2)

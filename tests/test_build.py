@@ -42,7 +42,7 @@ def test_kernels_are_embedded(images):
     assert ("8.9", "cubin") in variants
     assert [kind for _, kind in variants].count("ptx") == 1, "exactly one PTX, the fallback of GPUs without a cubin"
     first = next(iter(variants.values()))
-    assert {op for op, _ in first} == {"conv", "depthwise", "expand_depthwise", "fold_batch_norm", "linear", "mbconv", "merge_weights", "narrow_weight", "pointwise", "pointwise_pool", "stem_mbconv"}
+    assert {op for op, _ in first} == {"conv", "depthwise", "expand_depthwise", "fold_batch_norm", "linear", "mbconv", "merge_weights", "merged_depthwise", "merged_pool", "narrow_weight", "pointwise", "pointwise_pool", "stem_mbconv"}
     assert all(other == first for other in variants.values()), "every target has every variant"
     assert sum(map(len, variants.values())) == len(images), "no variant is there twice"
 

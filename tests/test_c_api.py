@@ -12,7 +12,7 @@ import pytest
 import stub_cuda
 from stub_cuda import c_api
 from stub_cuda.c_api import INVALID_ARGUMENT, OK
-from test_launcher import BIAS, DEPTHWISE_BIAS, EXPAND_BIAS, MEAN, OUT, OUT_BIAS, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, both, launch
+from test_launcher import BIAS, DEPTHWISE_BIAS, EXPAND_BIAS, MEAN, MERGED, NARROW_WEIGHTS, OUT, OUT_BIAS, PROBLEMS, PROJECT, RESIDUAL, SCALE, VAR, WORKSPACE, X, both, launch
 
 import effnet_aot
 
@@ -80,6 +80,7 @@ REFUSED = [
     ("narrow_weight", {"depth": TOO_LARGE}, "depth must be from 1 to 2147483647, got 2147483648"),
     ("narrow_weight", {"rows": 2**20, "depth": 2**11}, "weight must have at most 2147483647 elements, got 2147483648"),
     ("narrow_weight", {"weight": None}, "weight must not be null, got null"),
+    ("narrow_weight", {"taps_first": 2}, "taps_first must be from 0 to 1, got 2"),
     ("narrow_weight", {"out": None}, "out must not be null, got null"),
     ("narrow_weight", {"scale": None}, "scale must not be null, got null"),
     ("pointwise", {"layout": -1}, "layout must be from 0 to 1, got -1"),
@@ -178,6 +179,10 @@ REFUSED = [
     ("merge_weights", {"second": None}, "second must not be null, got null"),
     ("merge_weights", {"first_bias": None}, "first_bias must not be null, got null"),
     ("merge_weights", {"out_bias": OUT_BIAS + 2}, "out_bias must be aligned to its elements of 4 bytes, got an address that is not"),
+    ("mbconv", {"narrow_project_weight": PROJECT}, "narrow weights must be null where precision is not EFFNET_TF32, got an address"),
+    ("mbconv", {"precision": 2, "narrow_project_weight": PROJECT}, "narrow_depthwise_weight must not be null, got null"),
+    ("mbconv", {"precision": 2} | NARROW_WEIGHTS | {"narrow_project_scale": None}, "narrow_project_scale must not be null, got null"),
+    ("mbconv", {"precision": 2} | NARROW_WEIGHTS | {"narrow_depthwise_scale": SCALE + 2}, "narrow_depthwise_scale must be aligned to its elements of 4 bytes, got an address that is not"),
     ("expand_depthwise", {"expand_scale": SCALE}, "expand_scale must be null, got an address"),
     ("merged_depthwise", {"precision": 1}, "precision must be EFFNET_FP16 or EFFNET_TF32, got 1"),
     ("merged_depthwise", {"layout": 0}, "layout must be EFFNET_NHWC, got 0"),
@@ -193,11 +198,6 @@ REFUSED = [
     ("merged_pool", {"weight_scale": None}, "weight_scale must not be null, got null"),
     ("merged_pool", {"weight": None}, "weight must not be null, got null"),
 ]  # fmt: skip
-# Problems of what only tuning brings into a library.
-MERGED = {
-    "merged_depthwise": PROBLEMS["expand_depthwise"] | {"expand_scale": SCALE},
-    "merged_pool": PROBLEMS["pointwise_pool"] | {"weight_scale": SCALE, "epilogue": {"bias": BIAS, "vectors_are_fp32": 1}},
-}
 
 
 def test_bad_arguments(stub):

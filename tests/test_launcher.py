@@ -51,10 +51,17 @@ def both(stem={}, block={}, **changes):
 
 
 PROBLEMS["stem_mbconv"] = both()
+# Problems of what only tuning brings into a library.
+MERGED = {
+    "merged_depthwise": PROBLEMS["expand_depthwise"] | {"expand_scale": SCALE},
+    "merged_pool": PROBLEMS["pointwise_pool"] | {"weight_scale": SCALE, "epilogue": {"bias": BIAS, "vectors_are_fp32": 1}},
+}
+# Of a block of TF32 whose maps may be narrow.
+NARROW_WEIGHTS = dict(narrow_depthwise_weight=WEIGHT, narrow_depthwise_scale=SCALE, narrow_project_weight=MEAN, narrow_project_scale=VAR)
 
 
 def launch(op, device=0, stream=STREAM, **changes):
-    return ["launch", op, PROBLEMS[op] | changes, device, stream]
+    return ["launch", op, (PROBLEMS | MERGED)[op] | changes, device, stream]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +138,7 @@ CHOICES = [
     ("pointwise", {"precision": WIDENING16, "weight_scale": SCALE}, "widening16_nhwc_folded"),
     ("depthwise", {"precision": NARROW}, "narrow_k3_s1_rows"),
     ("narrow_weight", {}, "fp32_to_fp16"),
+    ("narrow_weight", {"taps_first": 1, "depth": 9}, "fp32_to_fp16_taps_first"),
     ("merge_weights", {}, "fp32_to_fp32"),
     ("merge_weights", {"precision": FP16}, "fp16_to_fp32"),
     ("fold_batch_norm", {}, "fp32_to_fp16"),
@@ -393,7 +401,12 @@ def test_named_variant(stub, few_images):
     images = {(i["op"], i["variant"]) for i in stub_cuda.manifest()["images"]}
     calls = []
     for op, variant in sorted(images):
-        changes = {"variant": variant} | ({} if op == "narrow_weight" else {"precision": PRECISIONS.index(variant.split("_")[0])})
+        changes = {"variant": variant}
+        if op == "narrow_weight":
+            changes["taps_first"] = int("_taps_first_" in variant)
+        else:
+            narrow_between = op == "mbconv" and variant.startswith("narrow_")
+            changes["precision"] = TF32 if narrow_between else PRECISIONS.index(variant.split("_")[0])
         if variant.startswith("widening16"):
             changes["weight_scale"] = SCALE
         if op == "fold_batch_norm":
@@ -403,10 +416,12 @@ def test_named_variant(stub, few_images):
         if op == "depthwise":
             changes["kernel"] = 5 if "_k5_" in variant else 3
             changes["stride_y"] = changes["stride_x"] = 2 if "_s2_" in variant else 1
-        if op == "expand_depthwise":
+        if op in ("expand_depthwise", "merged_depthwise"):
             changes |= {"kernel": int(variant.split("_k")[1][0])} | (STRIDE if "_s2_" in variant else {})
+        if op in MERGED:
+            changes["in_channels"] = int(re.search(r"_deep(\d+)_", variant)[1])
         if op == "mbconv":
-            changes |= block_of(variant)
+            changes |= block_of(variant) | (NARROW_WEIGHTS if narrow_between else {})
         if "_resident" in variant:
             changes["in_channels"] = int(variant.split("x")[-1])
         if op == "stem_mbconv":

@@ -388,28 +388,31 @@ def test_numbers_on_a_device(stub, torch_cuda):
 
 @pytest.mark.xdist_group("stub_cuda")
 def test_a_held_weight_is_narrow_once(stub, torch_cuda):
-    """That of a projection behind many pixels: made narrow in every call of a network that is not held, and else when it is."""
+    """That of a projection behind many pixels: made narrow in every call of a network that is not held, and else when it is; as is the
+    depthwise step's, which kernels for whole blocks may take."""
     done = subprocess.run([sys.executable, Path(__file__).with_name("held_child.py"), torch_cuda], env=stub.executing(stub.new_log()), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (plain, holding, *held), same, largest = json.loads(done.stdout)
-    assert plain[0] == "effnet_narrow_weight" and holding == ["effnet_narrow_weight"] and held == [plain[1:], plain[1:]], (plain, holding, held)
+    assert plain[0] == "effnet_narrow_weight" and holding == ["effnet_narrow_weight"] * 2 and held == [plain[1:], plain[1:]], (plain, holding, held)
     assert all(same) and largest > 1
 
 
+NARROW = "narrow_c16_s2_16x24x32_w1"
 # Of both strides and all depths that ModelNew has.
-MERGED = ["k3_s1_deep256_w4x1s3_64x16_rows1", "k3_s2_deep256_w4x1s4_64x32_rows1", "k3_s2_deep512_w4x1s3_64x16_rows2", "k3_s1_deep704_w4x1s4_64x32_rows2", "w4s2_k4_64x16x32"]
+MERGED = ["k3_s1_deep256_w4x1s3_64x16_rows1", "k3_s2_deep256_w4x1s4_64x32_rows1", "k3_s2_deep512_w4x1s3_64x16_rows2", "k3_s1_deep704_w4x1s4_64x32_rows2_images2", "deep1152_w4x1s3_64x32_images2"]
 
 
 @pytest.fixture(scope="module")
 def merging(tmp_path_factory):
-    """PYTHONPATH for this package with a library that has kernels for merged products."""
+    """PYTHONPATH for this package with a library that has kernels for merged products and for whole blocks with narrow maps."""
     from effnet_aot.tune.bundle import package
 
     root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("merging")
     if not (root / "setup.py").exists():
         pytest.skip("needs a checkout")
-    names = ",".join(f"{precision}_{name}" for precision in ("fp16", "tf32") for name in MERGED)
-    command = [sys.executable, "setup.py", "-q", "build_ext", f"--candidates=merged_depthwise,merged_pool:fp16,tf32:{names}", f"--build-temp={folder / 'temp'}", f"--build-lib={folder / 'lib'}"]
+    names = ",".join([NARROW, *(f"{precision}_{name}" for precision in ("fp16", "tf32") for name in MERGED)])
+    candidates = f"--candidates=merged_depthwise,merged_pool,mbconv:fp16,tf32,narrow:{names}"
+    command = [sys.executable, "setup.py", "-q", "build_ext", candidates, f"--build-temp={folder / 'temp'}", f"--build-lib={folder / 'lib'}"]
     done = subprocess.run(command, cwd=root, env={**os.environ, "EFFNET_AOT_ARCHS": "8.9"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with package(folder / "lib" / "effnet_aot" / "lib") as path:
@@ -418,7 +421,7 @@ def merging(tmp_path_factory):
 
 @pytest.mark.xdist_group("stub_cuda")
 def test_merged_products(stub, torch_cuda, merging):
-    """A projection and what follows it as one product, in a held network: as exact as two, of float16 and of TF32."""
+    """A projection and what follows it as one product, in a held network, and a whole block with narrow maps: as exact as without."""
     child, environment = Path(__file__).with_name("merged_child.py"), stub.executing(stub.new_log())
     environment["PYTHONPATH"] = os.pathsep.join([str(merging), environment["PYTHONPATH"]])
     done = subprocess.run([sys.executable, child, torch_cuda], env=environment, capture_output=True, text=True, timeout=300)
@@ -429,5 +432,5 @@ def test_merged_products(stub, torch_cuda, merging):
         if "bfloat16" in where:
             assert not launched and merged == own, where
             continue
-        assert launched == [*["merged_depthwise"] * 4, "merged_pool"], where
+        assert launched == [*(["mbconv"] if "float32" in where else []), *["merged_depthwise"] * 4, "merged_pool"], where
         assert merged <= 1.25 * own and merged != own, (where, own, merged)

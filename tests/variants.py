@@ -58,8 +58,10 @@ class Variant:
         self.images = max(int(token.removeprefix("images")) if token.startswith("images") else 1 for token in tokens)  # of a program
         self.depth = max(int(token.removeprefix("deep")) if token.startswith("deep") else 0 for token in tokens)  # that it has places for
         self.merged = op in ("merged_depthwise", "merged_pool")
-        self.narrow_x = self.precision in NARROW_X or (self.merged and self.precision == "tf32")
-        self.narrow_out = self.precision in NARROW_OUT or (op == "merged_depthwise" and self.precision == "tf32")
+        self.narrow_between = op == "mbconv" and self.precision == "narrow"  # its steps: a problem of TF32
+        self.narrow_x = (self.precision in NARROW_X and not self.narrow_between) or (self.merged and self.precision == "tf32")
+        self.narrow_out = (self.precision in NARROW_OUT and not self.narrow_between) or (op == "merged_depthwise" and self.precision == "tf32")
+        self.taps_first = "taps" in tokens
         self.aligned, self.folded, self.expands = "generic" not in tokens, "folded" in tokens or self.resident, "unexpanded" not in tokens and op == "mbconv"
         self.paired = "paired" in tokens  # two columns of the picture are one load
         numbers = {token[0]: int(token[1:]) for token in tokens if token[0] in "ksc" and token[1:].isdigit()}
@@ -74,7 +76,12 @@ class Variant:
 
     @property
     def multiplies_tf32(self):
-        return self.precision in ("tf32", "narrowing", "widening", "widening16")
+        return self.precision in ("tf32", "narrowing", "widening", "widening16") or self.narrow_between
+
+    @property
+    def number(self):
+        """Of a problem's precision in the C API."""
+        return list(DTYPES).index("tf32" if self.narrow_between else self.precision)
 
     @property
     def promised(self):
@@ -118,8 +125,11 @@ def pointwise(v, r, large):
     in_channels = width(r, large, v.aligned)
     if v.resident:
         in_channels = r.randrange(v.tile[2] // 2 + 8, v.tile[2] + 1, 8)
-    if v.images > 1:
+    if v.images > 1 and not v.merged:
         batch, height, columns = batch + 2, r.randint(1, 8), r.randint(1, v.tile[0] // v.images // 8)
+    if v.merged:  # all of an image's pixels at once, and several images one after the other
+        batch, height, columns = batch + v.images, r.randint(1, 8), r.randint(1, v.tile[0] // 8)
+        in_channels = r.randrange(v.depth // 2 + 8, v.depth + 1, 8)
     return Problem((batch, in_channels, height, columns), (width(r, large, v.aligned and rows and v.op == "pointwise"), in_channels, 1, 1))
 
 
@@ -182,7 +192,7 @@ def stem_and_block(v, r, large):
 def narrowing_a_weight(v, r, large):
     """Rows of more than the kernel takes at a time, or few."""
     rows, depth = (r.randint(90, 150), r.randint(35, 150)) if large else (r.randint(1, 20), r.randint(1, 40))
-    return Problem((1,), (rows, 8 * depth))
+    return Problem((1,), (8 * rows, r.choice([9, 25, depth])) if v.taps_first else (rows, 8 * depth))
 
 
 def merging(v, r, large):
@@ -217,7 +227,7 @@ def beginning(v, r, large):
     if large:
         columns = r.randint(v.kernel, pixels // v.kernel)
         height = pixels // columns * 2 + r.randint(0, 3)
-    return Problem((r.randint(1, 2), in_channels, height, columns), (hidden, in_channels, 1, 1), (v.stride, v.stride), (left, right, top, bottom))
+    return Problem((r.randint(1, 2) + 2 * (v.images - 1), in_channels, height, columns), (hidden, in_channels, 1, 1), (v.stride, v.stride), (left, right, top, bottom))
 
 
 PROBLEMS = {
@@ -377,13 +387,14 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
         inputs["bias"] = buffer("bias", tensors["bias"])
     if scale is not None:
         inputs[scale_name] = buffer(scale_name, scale)
+    inputs |= narrow_weights(target, v, tensors, guard)
     out = buffer("out", poison(math.prod(out_shape), v.out_dtype))
 
     addresses = {name: b.address for name, b in inputs.items()}
     epilogue = {name: address for name, address in addresses.items() if name == "bias" or name.startswith("bn_")}
     epilogue |= {"bn_eps": EPS, "vectors_are_fp32": int(tail.wide), "activation": ACTIVATIONS.index(tail.activation)}
-    members = options | {name: addresses[name] for name in (*orders, scale_name) if name in addresses}
-    members |= {"precision": list(DTYPES).index(v.precision), "out": out.address, "variant": v.name}
+    members = options | {name: addresses[name] for name in (*orders, scale_name, *NARROW_WEIGHTS) if name in addresses}
+    members |= {"precision": v.number, "out": out.address, "variant": v.name}
     if v.op in CHAINS:
         members |= dict(activation=epilogue["activation"], biases_are_fp32=1, depthwise_taps_first=1, hidden=problem.weight[1 if v.op == "mbconv" else 0])
     else:
@@ -402,12 +413,24 @@ def launch(target, v, problem, tail, tensors, out_shape, guard, r):
     return result_of(target, v, members, inputs, out, out_shape)
 
 
+NARROW_WEIGHTS = [f"narrow_{step}_{part}" for step in ("depthwise", "project") for part in ("weight", "scale")]
+
+
+def narrow_weights(target, v, tensors, guard):
+    """What a kernel with narrow maps between the block's steps reads besides."""
+    made = {}
+    for step in ("depthwise", "project") if v.narrow_between else ():
+        weight, scale = narrow_weight(tensors[f"{step}_weight"].flatten(1))
+        made |= {f"narrow_{step}_weight": weight.T.reshape(-1) if step == "depthwise" else weight.reshape(-1), f"narrow_{step}_scale": scale}
+    return {name: Buffer(t, target.device, 0, guard) for name, t in made.items()}
+
+
 def launch_stem_and_block(target, v, problem, tail, tensors, out_shape, guard, r):
     x_layout, weight_layout = "nchw" if v.paired else r.choice(["nchw", "nhwc"]), r.choice(["nchw", "nhwc"])
     orders = dict.fromkeys(tensors, "nhwc") | {"x": x_layout, "stem_weight": weight_layout, "depthwise_weight": "taps"}
     # A pair of columns is aligned, and no more.
     inputs = {name: Buffer(in_memory(t, orders[name]), target.device, 0 if name in v.promised else 2 if name == "x" and v.paired else 1, guard) for name, t in tensors.items()}
-    out = Buffer(torch.full((math.prod(out_shape) * DTYPES[v.precision].itemsize // 2,), POISON, dtype=torch.int16).view(DTYPES[v.precision]), target.device, 0, guard)
+    out = Buffer(poison(math.prod(out_shape), DTYPES[v.precision]), target.device, 0, guard)
     addresses = {name: b.address for name, b in inputs.items()}
     (batch, in_channels, height, columns), (out_channels, channels, *_) = problem.x, problem.weight
     common = {"precision": list(DTYPES).index(v.precision), "layout": c_api.NHWC, "batch": batch}
@@ -469,7 +492,7 @@ def in_steps(v, problem, tail, tensors):
         return F.conv2d(x.double(), weight.double(), tensors[f"{name}_bias"].double(), **options)
 
     x, activate = tensors["x"], FUNCTIONS[tail.activation]
-    rounded = narrow if v.narrow_out else lambda t: t.to(tensors["x"].dtype)
+    rounded = narrow if v.narrow_out or v.narrow_between else lambda t: t.to(tensors["x"].dtype)
     if "stem_weight" in tensors:
         x = rounded(activate(step("stem", F.pad(x, problem.stem_padding), stride=2)))
     if "expand_weight" in tensors:
@@ -562,16 +585,17 @@ def check_narrow_weight(target, v, r, guards):
             weight[r.randrange(rows), r.randrange(depth)] = special
         expected = narrow_weight(weight)
         for guard in guards:
-            source = Buffer(weight.reshape(-1), target.device, 0, guard)
+            in_memory = (lambda t: t.T if v.taps_first and t.dim() == 2 else t)
+            source = Buffer(in_memory(weight).reshape(-1), target.device, 0, guard)
             outs = [Buffer(poison(t.numel(), t.dtype), target.device, shift, guard) for shift, t in enumerate(expected)]
-            members = dict(weight=source.address, out=outs[0].address, scale=outs[1].address, rows=rows, depth=depth, variant=v.name)
+            members = dict(weight=source.address, out=outs[0].address, scale=outs[1].address, rows=rows, depth=depth, taps_first=int(v.taps_first), variant=v.name)
             result = target.library.launch("narrow_weight", members)
             assert result["status"] == c_api.OK, result["error"]
             assert source.is_unchanged(), "an input was written to"
             for out, truth in zip(outs, expected):
                 numbers, is_intact = out.read()
                 assert is_intact, "written outside the output"
-                assert torch.equal(numbers.nan_to_num(nan=12345.0), truth.reshape(-1).nan_to_num(nan=12345.0)), (rows, depth)
+                assert torch.equal(numbers.nan_to_num(nan=12345.0), in_memory(truth).reshape(-1).nan_to_num(nan=12345.0)), (rows, depth)
 
 
 def check_merged_weights(target, v, r, guards):
@@ -623,7 +647,7 @@ def check_nan_and_infinity_in_a_block(target, variant, padding):
     out = launch(target, v, problem, tail, tensors, truth.shape, GUARD, r).double()
     assert torch.equal(out.isnan(), truth.isnan()) and out.isnan()[0].any() and not out.isnan()[1:].any()
     finite = ~truth.isnan()
-    eps = 2.0**-10 if v.precision == "tf32" else torch.finfo(DTYPES[v.precision]).eps
+    eps = 2.0**-10 if v.multiplies_tf32 else torch.finfo(DTYPES[v.precision]).eps
     assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
 
 
@@ -641,7 +665,7 @@ def check_nan_and_infinity_in_a_stem(target, variant, padding):
     out = launch(target, v, problem, block_tail, tensors, truth.shape, GUARD, r).double()
     assert torch.equal(out.isnan(), truth.isnan()) and out.isnan()[0].any() and not out.isnan().all()
     finite = ~truth.isnan()
-    eps = 2.0**-10 if v.precision == "tf32" else torch.finfo(DTYPES[v.precision]).eps
+    eps = 2.0**-10 if v.multiplies_tf32 else torch.finfo(DTYPES[v.precision]).eps
     assert (out - truth)[finite].abs().max() <= 16 * eps * truth[finite].square().mean().sqrt()
 
 

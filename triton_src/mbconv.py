@@ -15,6 +15,7 @@ and the depthwise weight stored tap by tap.
 """
 
 from dataclasses import replace
+from functools import partial
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -23,7 +24,8 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from ._epilogue import HAS_RESIDUAL
 from ._gluon import activate, bits, clamp, on_diagonal, to_tf32
 from ._launch import wait_for_maps_gluon
-from ._variant import PRECISION_CODES, Variant
+from ._narrow import map_scale
+from ._variant import PRECISION_CODES, Variant, with_narrow_weights
 
 # One 16x8 tile of pixels by channels, in the layout of the accumulators: $4..$7 hidden values before the activation,
 # $8..$11 the sum, $12 the tap's weights as a diagonal matrix, $14 and $15 the upper clamps of its two pixels a thread.
@@ -154,6 +156,23 @@ def store_tile(tile, bias, residual, out, first, pixels, out_channels, flags, FI
 
 
 @gluon.jit
+def place_windows(first, pixels, height, width, out_height, out_width, left, top, STRIDE: gl.constexpr, ROWS: gl.constexpr):
+    """Where the nine pixels under each of ROWS output pixels are, in shared memory: so they are computed before the kernel waits for
+    its map. Out of the image any pixel of the window serves: its hidden values are clamped to 0."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    p = gl.minimum(first + gl.arange(0, ROWS, layout=layout), pixels - 1)
+    image = p // (out_height * out_width)
+    y = STRIDE * (p // out_width % out_height) - top
+    z = STRIDE * (p % out_width) - left
+    places = ()
+    for t in gl.static_range(9):
+        iy = gl.minimum(gl.maximum(y + t // 3, 0), height - 1)
+        iz = gl.minimum(gl.maximum(z + t % 3, 0), width - 1)
+        places = places + (gl.allocate_shared_memory(gl.int32, [ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]), (image * height + iy) * width + iz),)
+    return places
+
+
+@gluon.jit
 def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
                   batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                   STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, DEPTH: gl.constexpr, DEPTH2: gl.constexpr,
@@ -169,7 +188,6 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
     first = gl.program_id(0) * ROWS
     exists = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, left_operand)) < pixels
     p = gl.minimum(first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, left_operand)), pixels - 1)
-    image = p // (out_height * out_width)
     y = STRIDE * (p // out_width % out_height) - top
     z = STRIDE * (p % out_width) - left
     # The same once more, as the accumulators are laid out.
@@ -177,6 +195,7 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
     mma_y = STRIDE * ((first + rows) // out_width % out_height) - top
     mma_z = STRIDE * ((first + rows) % out_width) - left
 
+    places = place_windows(first, pixels, height, width, out_height, out_width, left, top, STRIDE, ROWS)
     wait_for_maps_gluon(DEPENDENT_LAUNCH)
     # All that the tile reads, in registers: nine operands.
     taps = ()
@@ -186,8 +205,7 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
         iy = y + t // 3
         iz = z + t % 3
         inside = exists & (iy >= 0) & (iy < height) & (iz >= 0) & (iz < width)
-        # Out of the image any pixel of the window serves: its hidden values are clamped to 0.
-        near = x + ((image * height + gl.minimum(gl.maximum(iy, 0), height - 1)) * width + gl.minimum(gl.maximum(iz, 0), width - 1)) * IN_CHANNELS
+        near = x + places[t].load(gl.SliceLayout(1, left_operand)) * IN_CHANNELS
         taps = taps + (load_pixels(near, exists, 0, DEPTH, IN_CHANNELS, inside, PADDED, left_operand),)
         if DEPTH2 > 0:
             taps = taps + (load_pixels(near, exists, DEPTH, DEPTH2, IN_CHANNELS, inside, PADDED, left_operand),)
@@ -420,22 +438,83 @@ def load_channels(pixels, FIRST: gl.constexpr, loads: gl.constexpr, layout: gl.c
 
 
 @gluon.jit
-def load_expand_weight(weight, PITCH: gl.constexpr, first, FIRST: gl.constexpr, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
-    """8 or 16 of the input channels, from FIRST on, of a chunk of hidden channels, as a right operand."""
+def load_expand_weight(weight, PITCH: gl.constexpr, first, FIRST: gl.constexpr, SCALE: gl.constexpr, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    """8 or 16 of the input channels, from FIRST on, of a chunk of hidden channels, as a right operand; times SCALE in float32."""
     h = first + gl.arange(0, loads.shape[0], layout=gl.SliceLayout(1, loads))
     c = FIRST + gl.arange(0, loads.shape[1], layout=gl.SliceLayout(0, loads))
-    w = by_tile(as_depth(to_tf32(gl.load(weight + h[:, None] * PITCH + c[None, :]))), WARPS_N)
+    w = gl.load(weight + h[:, None] * PITCH + c[None, :])
+    if w.dtype == gl.float32:
+        w *= SCALE
+    w = by_tile(as_depth(to_tf32(w)), WARPS_N)
     return gl.convert_layout(w.permute([1, 0]), layout)
 
 
 @gluon.jit
-def project_wide(filtered, weight, out, PITCH: gl.constexpr, begin, first, FIRST: gl.constexpr, out_channels, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
-    """out + filtered @ weight^T for output channels from FIRST on; hidden channels count from `begin` on."""
+def load_chunk(expand_weight, expand_bias, depthwise_weight, depthwise_scale, depthwise_bias, first, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, SCALE: gl.constexpr,
+               WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, CHUNK: gl.constexpr, mma: gl.constexpr, right_operand: gl.constexpr):
+    """(expand weight in parts, its bias, nine taps, their scale if they have one, bias) of the hidden channels from `first` on."""
+    vectors: gl.constexpr = vector_layout(CHUNK, WARPS_M, WARPS_N)
+    weights = ()
+    for part in gl.static_range((IN_CHANNELS + 15) // 16):
+        weights = weights + (load_expand_weight(expand_weight, IN_CHANNELS, first, 16 * part, SCALE, WARPS_N,
+                                                expansion_layout(CHUNK, 16 if 16 * part + 16 <= IN_CHANNELS else 8, WARPS_M, WARPS_N), right_operand),)
+    taps = ()
+    for t in gl.static_range(9):
+        taps = taps + (load_hidden(depthwise_weight + t * HIDDEN, first, WARPS_N, vectors, mma),)
+    scale = ()
+    if depthwise_scale is not None:
+        scale = (load_hidden(depthwise_scale, first, WARPS_N, vectors, mma),)
+    return weights, load_hidden(expand_bias, first, WARPS_N, vectors, mma), taps, scale, load_hidden(depthwise_bias, first, WARPS_N, vectors, mma)
+
+
+@gluon.jit
+def filter_chunk(chunk, taps, highs, nought, zero, diagonal, highest, high, SCALE: gl.constexpr):
+    """What the depthwise step makes of the pixels under nine taps, activated, in the type of the hidden map."""
+    weights, expand_bias, filters, scale, depthwise_bias = chunk
+    bias = expand_bias * SCALE + nought
+    total = zero
+    if len(scale) == 0:
+        total = depthwise_bias + zero
+    if highest.dtype == gl.float32:
+        for t in gl.static_range(9):
+            total = add_tap_fp32(expanded(taps, t, weights, bias), total, filters[t], highs[t])
+        return tile_depth(to_tf32(clamp(total, 0.0, high)))
+    else:
+        for t in gl.static_range(0, 8, 2):
+            tap = on_diagonal(filters[t], diagonal)
+            next_tap = on_diagonal(filters[t + 1], diagonal)
+            total = add_two_taps(expanded(taps, t, weights, bias), expanded(taps, t + 1, weights, bias), total, tap, next_tap, highs[t], highs[t + 1])
+        total = add_tap(expanded(taps, 8, weights, bias), total, on_diagonal(filters[8], diagonal), highs[8])
+        if len(scale) > 0:
+            total = total * (scale[0] * SCALE) + depthwise_bias * SCALE
+        return activate(total, highest)
+
+
+@gluon.jit
+def load_projections(weight, HIDDEN: gl.constexpr, begin, first, out_channels, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
+                     CHUNK: gl.constexpr, layout: gl.constexpr):
+    found = (load_projection(weight, HIDDEN, begin, first, 0, out_channels, WARPS_N, projection_layout(COLUMNS, CHUNK, WARPS_M, WARPS_N), layout),)
+    if COLUMNS2 > 0:
+        found = found + (load_projection(weight, HIDDEN, begin, first, COLUMNS, out_channels, WARPS_N, projection_layout(COLUMNS2, CHUNK, WARPS_M, WARPS_N), layout),)
+    return found
+
+
+@gluon.jit
+def add_projections(filtered, projections, results):
+    found = ()
+    for part in gl.static_range(len(projections)):
+        found = found + (mma_v2(filtered, projections[part], results[part], input_precision="tf32"),)
+    return found
+
+
+@gluon.jit
+def load_projection(weight, PITCH: gl.constexpr, begin, first, FIRST: gl.constexpr, out_channels, WARPS_N: gl.constexpr, loads: gl.constexpr, layout: gl.constexpr):
+    """The weight for output channels from FIRST on, as a right operand; hidden channels count from `begin` on."""
     o = FIRST + gl.arange(0, loads.shape[0], layout=gl.SliceLayout(1, loads))
     h = first + gl.arange(0, loads.shape[1], layout=gl.SliceLayout(0, loads))
     w = to_tf32(gl.load(weight + o[:, None] * PITCH + h[None, :], mask=(o < out_channels)[:, None] & (h >= begin)[None, :], other=0.0))
     w = tile_depth(by_tile(w.permute([1, 0]), WARPS_N).permute([1, 0])).permute([1, 0])
-    return mma_v2(filtered, gl.convert_layout(w, layout), out, input_precision="tf32")
+    return gl.convert_layout(w, layout)
 
 
 @gluon.jit
@@ -448,86 +527,110 @@ def tile_depth(tile):
 
 
 @gluon.jit
+def scaled(tile, scale, FIRST: gl.constexpr, out_channels):
+    """Output channels from FIRST on, each times its row's scale."""
+    o = FIRST + gl.arange(0, tile.shape[1], layout=gl.SliceLayout(0, tile.type.layout))
+    return tile * gl.load(scale + o, mask=o < out_channels, other=0.0)[None, :]
+
+
+@gluon.jit
 def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
                        batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                        STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
-                       CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, TILES: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+                       CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, TILES: gl.constexpr, EAGER: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
     """Warps share pixels and split hidden channels (WARPS_N), or the other way round. TILES of 16 pixels a warp share what is loaded
-    for them all. IN_CHANNELS is a multiple of 8 up to 40."""
+    for them all. IN_CHANNELS is a multiple of 8 up to 40. EAGER: a chunk's weights are fetched while the one before is computed, the
+    first's before the map is there."""
+    compute_block(x, expand_weight, expand_bias, depthwise_weight, None, depthwise_bias, project_weight, None, project_bias, residual, out,
+                  batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
+                  STRIDE, IN_CHANNELS, HIDDEN, COLUMNS, COLUMNS2, CHUNK, WARPS_M, WARPS_N, TILES, EAGER, DEPENDENT_LAUNCH)
+
+
+@gluon.jit
+def effnet_mbconv_narrow(x, expand_weight, expand_bias, depthwise_weight, depthwise_scale, depthwise_bias, project_weight, project_scale, project_bias, residual, out,
+                         batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
+                         STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
+                         CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, TILES: gl.constexpr, EAGER: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    """The same in float32 with narrow hidden maps: the depthwise and the project weight are narrow_weight.py's."""
+    compute_block(x, expand_weight, expand_bias, depthwise_weight, depthwise_scale, depthwise_bias, project_weight, project_scale, project_bias, residual, out,
+                  batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
+                  STRIDE, IN_CHANNELS, HIDDEN, COLUMNS, COLUMNS2, CHUNK, WARPS_M, WARPS_N, TILES, EAGER, DEPENDENT_LAUNCH)
+
+
+@gluon.jit
+def compute_block(x, expand_weight, expand_bias, depthwise_weight, depthwise_scale, depthwise_bias, project_weight, project_scale, project_bias, residual, out,
+                  batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
+                  STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
+                  CHUNK: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, TILES: gl.constexpr, EAGER: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
     ROWS: gl.constexpr = 16 * WARPS_M * TILES
     WARPS: gl.constexpr = WARPS_M * WARPS_N
-    PARTS: gl.constexpr = (IN_CHANNELS + 15) // 16
+    PARTS: gl.constexpr = (IN_CHANNELS + 15) // 16  # as load_chunk has them
     dtype: gl.constexpr = x.dtype.element_ty
     FP32: gl.constexpr = dtype == gl.float32
+    hidden_dtype: gl.constexpr = depthwise_weight.dtype.element_ty
+    SCALE: gl.constexpr = map_scale(hidden_dtype, dtype)  # of the hidden maps
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS_M, WARPS_N], [16, 8])
     left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if FP32 else 2)
     right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if FP32 else 2)
+    left_hidden: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if hidden_dtype == gl.float32 else 2)
+    right_hidden: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if hidden_dtype == gl.float32 else 2)
     sixteen_of_pixels: gl.constexpr = pixels_layout(ROWS, 16, WARPS, TILES)
     eight_of_pixels: gl.constexpr = pixels_layout(ROWS, 8, WARPS, TILES)
-    sixteen_of_weights: gl.constexpr = expansion_layout(CHUNK, 16, WARPS_M, WARPS_N)
-    eight_of_weights: gl.constexpr = expansion_layout(CHUNK, 8, WARPS_M, WARPS_N)
-    vectors: gl.constexpr = vector_layout(CHUNK, WARPS_M, WARPS_N)
 
     pixels = batch * out_height * out_width
     first = gl.program_id(0) * ROWS
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, mma))
     mma_y = STRIDE * ((first + rows) // out_width % out_height) - top
     mma_z = STRIDE * ((first + rows) % out_width) - left
-    p = gl.minimum(first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, sixteen_of_pixels)), pixels - 1)
-    image = p // (out_height * out_width)
-    y = STRIDE * (p // out_width % out_height) - top
-    z = STRIDE * (p % out_width) - left
+    places = place_windows(first, pixels, height, width, out_height, out_width, left, top, STRIDE, ROWS)
+    if EAGER:
+        chunk = load_chunk(expand_weight, expand_bias, depthwise_weight, depthwise_scale, depthwise_bias, 0, IN_CHANNELS, HIDDEN, SCALE, WARPS_M, WARPS_N, CHUNK, mma, right_operand)
+        projections = load_projections(project_weight, HIDDEN, 0, 0, out_channels, WARPS_M, WARPS_N, COLUMNS, COLUMNS2, CHUNK, right_hidden)
     wait_for_maps_gluon(DEPENDENT_LAUNCH)
     # All that the tile reads, in registers.
     taps = ()
     highs = ()
     for t in gl.static_range(9):
-        # Out of the image any pixel of the window serves: its hidden values are clamped to 0.
-        iy = gl.minimum(gl.maximum(y + t // 3, 0), height - 1)
-        iz = gl.minimum(gl.maximum(z + t % 3, 0), width - 1)
-        near = x + ((image * height + iy) * width + iz) * IN_CHANNELS
+        near = x + places[t].load(gl.SliceLayout(1, sixteen_of_pixels)) * IN_CHANNELS
         for part in gl.static_range(PARTS):
             taps = taps + (load_channels(near, 16 * part, sixteen_of_pixels if 16 * part + 16 <= IN_CHANNELS else eight_of_pixels, left_operand),)
         inside = (mma_y + t // 3 >= 0) & (mma_y + t // 3 < height) & (mma_z + t % 3 >= 0) & (mma_z + t % 3 < width)
-        highs = highs + (gl.where(inside, high, 0.0).to(dtype)[:, None],)
+        highs = highs + (gl.where(inside, high * SCALE, 0.0).to(hidden_dtype)[:, None],)
 
     zero = gl.zeros([ROWS, CHUNK], gl.float32, layout=mma)
     # A zero that the compiler does not see through: it would keep one register for the bias of several rows, and copy it into
     # the four that a product starts from, again and again.
     nought = (mma_z.to(gl.float32) * 0.0)[:, None]
     diagonal = diagonal_mask(rows, gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma)))
-    highest = gl.full([1, 1], high, gl.float32, layout=mma).to(dtype)
-    result = gl.zeros([ROWS, COLUMNS], gl.float32, layout=mma)
+    highest = gl.full([1, 1], high * SCALE, gl.float32, layout=mma).to(hidden_dtype)
+    results = (gl.zeros([ROWS, COLUMNS], gl.float32, layout=mma),)
     if COLUMNS2 > 0:
-        result2 = gl.zeros([ROWS, COLUMNS2], gl.float32, layout=mma)
-    for begin in range(0, HIDDEN, CHUNK):
-        start = begin
-        if HIDDEN % CHUNK != 0:  # see effnet_mbconv
-            start = gl.multiple_of(gl.minimum(begin, HIDDEN - CHUNK), 16)
-        weights = ()
-        for part in gl.static_range(PARTS):
-            weights = weights + (load_expand_weight(expand_weight, IN_CHANNELS, start, 16 * part, WARPS_N, sixteen_of_weights if 16 * part + 16 <= IN_CHANNELS else eight_of_weights, right_operand),)
-        bias = load_hidden(expand_bias, start, WARPS_N, vectors, mma) + nought
-        total = load_hidden(depthwise_bias, start, WARPS_N, vectors, mma) + zero
-        if FP32:
-            for t in gl.static_range(9):
-                tap = load_hidden(depthwise_weight + t * HIDDEN, start, WARPS_N, vectors, mma)
-                total = add_tap_fp32(expanded(taps, t, weights, bias), total, tap, highs[t])
-        else:
-            for t in gl.static_range(0, 8, 2):
-                tap = on_diagonal(load_hidden(depthwise_weight + t * HIDDEN, start, WARPS_N, vectors, mma), diagonal)
-                next_tap = on_diagonal(load_hidden(depthwise_weight + (t + 1) * HIDDEN, start, WARPS_N, vectors, mma), diagonal)
-                total = add_two_taps(expanded(taps, t, weights, bias), expanded(taps, t + 1, weights, bias), total, tap, next_tap, highs[t], highs[t + 1])
-            tap = on_diagonal(load_hidden(depthwise_weight + 8 * HIDDEN, start, WARPS_N, vectors, mma), diagonal)
-            total = add_tap(expanded(taps, 8, weights, bias), total, tap, highs[8])
-        if FP32:
-            filtered = tile_depth(to_tf32(clamp(total, 0.0, high)))
-        else:
-            filtered = activate(total, highest)
-        filtered = gl.convert_layout(filtered, left_operand)
-        result = project_wide(filtered, project_weight, result, HIDDEN, begin, start, 0, out_channels, WARPS_N, projection_layout(COLUMNS, CHUNK, WARPS_M, WARPS_N), right_operand)
+        results = results + (gl.zeros([ROWS, COLUMNS2], gl.float32, layout=mma),)
+    if EAGER:
+        for begin in gl.static_range(0, HIDDEN, CHUNK):
+            present = chunk
+            present_projections = projections
+            if begin + CHUNK < HIDDEN:  # on its way while this one is computed
+                chunk = load_chunk(expand_weight, expand_bias, depthwise_weight, depthwise_scale, depthwise_bias, min(begin + CHUNK, HIDDEN - CHUNK), IN_CHANNELS, HIDDEN, SCALE, WARPS_M, WARPS_N, CHUNK, mma, right_operand)
+                projections = load_projections(project_weight, HIDDEN, begin + CHUNK, min(begin + CHUNK, HIDDEN - CHUNK), out_channels, WARPS_M, WARPS_N, COLUMNS, COLUMNS2, CHUNK, right_hidden)
+            filtered = gl.convert_layout(filter_chunk(present, taps, highs, nought, zero, diagonal, highest, high, SCALE), left_hidden)
+            results = add_projections(filtered, present_projections, results)
+    else:
+        for begin in range(0, HIDDEN, CHUNK):
+            start = begin
+            if HIDDEN % CHUNK != 0:  # see effnet_mbconv
+                start = gl.multiple_of(gl.minimum(begin, HIDDEN - CHUNK), 16)
+            chunk = load_chunk(expand_weight, expand_bias, depthwise_weight, depthwise_scale, depthwise_bias, start, IN_CHANNELS, HIDDEN, SCALE, WARPS_M, WARPS_N, CHUNK, mma, right_operand)
+            filtered = gl.convert_layout(filter_chunk(chunk, taps, highs, nought, zero, diagonal, highest, high, SCALE), left_hidden)
+            projections = load_projections(project_weight, HIDDEN, begin, start, out_channels, WARPS_M, WARPS_N, COLUMNS, COLUMNS2, CHUNK, right_hidden)
+            results = add_projections(filtered, projections, results)
+    result = results[0]
+    if COLUMNS2 > 0:
+        result2 = results[1]
+    if project_scale is not None:
+        result = scaled(result, project_scale, 0, out_channels)
         if COLUMNS2 > 0:
-            result2 = project_wide(filtered, project_weight, result2, HIDDEN, begin, start, COLUMNS, out_channels, WARPS_N, projection_layout(COLUMNS2, CHUNK, WARPS_M, WARPS_N), right_operand)
+            result2 = scaled(result2, project_scale, COLUMNS, out_channels)
     VECTOR: gl.constexpr = 4 if FP32 else 8
     stores: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 * VECTOR // COLUMNS, COLUMNS // VECTOR], [WARPS, 1], [1, 0])
     store_tile(result, project_bias, residual, out, first, pixels, out_channels, flags, 0, COLUMNS, stores)
@@ -568,6 +671,7 @@ def variants():
 # With wide loads; in float32 the operands of more channels do not fit into the registers.
 BLOCKS_FP32 = [(16, 16, 0, 1), (16, 16, 8, 1), (16, 16, 0, 2), (16, 16, 8, 2), (24, 32, 0, 1), (24, 32, 0, 2), (24, 32, 8, 2)]
 # Warps along pixels, along hidden channels, and hidden channels in a chunk.
+WARPS_EAGER = [(1, 2, 32), (1, 4, 64)]
 WARPS_WIDE = [(1, 1, 16), (2, 1, 16), (4, 1, 16), (1, 1, 32), (2, 1, 32), (4, 1, 32), (1, 2, 32), (1, 4, 64)]
 
 
@@ -579,6 +683,10 @@ def candidates():
         tried += [expanding(precision, *block, *warps) for block in BLOCKS for warps in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (1, 1, 32), (2, 1, 32), (4, 1, 32))]
     for precision in ("fp16", "bf16", "tf32"):
         tried += [without_expansion(precision, columns, steps, warps) for columns in (16, 32) for steps in (2, 4, 8, 16, 32) for warps in (1, 2, 4)]
+    tried += [narrow(*block, *warps) for block in BLOCKS_FP32 for warps in WARPS_WIDE]
+    for block in BLOCKS_FP32:
+        tried += [make(*block, *warps, 1, True) for make in (narrow, partial(wide, "fp16")) for warps in WARPS_EAGER]
+    tried += [narrow(*block, warps_m, 1, chunk, 2) for block in BLOCKS_FP32 if block[0] == 16 for warps_m in (1, 2, 4) for chunk in (16, 32)]
     yield from (v for v in tried if v.name not in shipped)
 
 
@@ -609,13 +717,18 @@ def expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_
     )
 
 
-def wide(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk, tiles=1):
+def narrow(*block_and_tile):
+    """A wide one of float32 with narrow hidden maps."""
+    return with_narrow_weights(wide("tf32", *block_and_tile), effnet_mbconv_narrow, "tf32_wide_")
+
+
+def wide(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk, tiles=1, eager=False):
     like = expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk)
     return replace(
         like,
-        name=like.name.replace(f"{precision}_", f"{precision}_wide_") + (f"_tiles{tiles}" if tiles > 1 else ""),
+        name=like.name.replace(f"{precision}_", f"{precision}_wide_") + (f"_tiles{tiles}" if tiles > 1 else "") + ("_eager" if eager else ""),
         kernel=effnet_mbconv_wide,
-        constants={name: value for name, value in like.constants.items() if not name.startswith("DEPTH")} | {"TILES": tiles},
+        constants={name: value for name, value in like.constants.items() if not name.startswith("DEPTH")} | {"TILES": tiles, "EAGER": eager},
         attributes=like.attributes | {"block_m": 16 * warps_m * tiles},
     )
 

@@ -1,55 +1,76 @@
 """A block's projection and the network's head in one kernel: out[n, o] = mean over p of activation(sum_c x[n, p, c] weight[o, c] * scale[o] + bias[o]).
 
 Between a block's projection and the 1x1 convolution behind it is no activation, so they are one product (merge_weights.py), of more
-numbers and in a kernel less. As in pointwise_pool.py a program owns a tile of output channels and one image, over whose pixels it
-walks; but the product is deep, for x is the map that the block has filtered, of all its hidden channels, so its depth may be split
-across the warps (_gemm.py).
+numbers and in a kernel less. A program owns a chunk of output channels, whose weights it has before the map is there, and all pixels of a
+small image, or of a few, one after the other (_deep.py): x is the map that the block has filtered, of all its hidden channels.
 
 The weight is narrow_weight.py's, float16 with a scale for each row; x is float16, too, in a network of float32 and TF32 a narrow map
 (_narrow.py). channels_last.
 """
 
-import triton
-import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 
-from ._epilogue import activate
-from ._gemm import accumulate_rows, accumulate_split_rows
-from ._launch import wait_for_maps
+from ._deep import copies_layout, fetch_map, fetch_rows, multiply, products_layout
+from ._gluon import clamp
+from ._launch import wait_for_maps_gluon
 from ._narrow import SCALE
-from ._variant import PRECISION_CODES, SCHEDULES, Variant, tiles
+from ._variant import PRECISION_CODES, Variant
 
-NARROW_SCALE = tl.constexpr(SCALE)
+NARROW_SCALE = gl.constexpr(SCALE)
 
 
-@triton.jit
-def effnet_merged_pool(x, weight, scale, bias, out, pixels, out_channels, in_channels, low, high,
-                       BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, DEPENDENT_LAUNCH: tl.constexpr):
-    channel_tiles = tl.cdiv(out_channels, BLOCK_N)
-    image = tl.program_id(0) // channel_tiles
-    o = (tl.program_id(0) % channel_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_out = o < out_channels
-    by = tl.load(scale + o, mask=in_out, other=0.0)
-    if out.dtype.element_ty == tl.float16:  # the scale is one for a narrow map, and here is none
+@gluon.jit
+def store_mean(value, scale, bias, out, image, pixels, o, out_channels, low, high):
+    p = gl.arange(0, value.shape[0], layout=gl.SliceLayout(1, value.type.layout))
+    y = clamp(value * scale[None, :] + bias[None, :], low, high)
+    mean = gl.sum(gl.where((p < pixels)[:, None], y, 0.0), axis=0) / pixels
+    gl.store(out + image * out_channels + o, mean.to(out.dtype.element_ty), mask=o < out_channels)
+
+
+@gluon.jit
+def effnet_merged_pool(x, weight, scale, bias, out, batch, pixels, out_channels, in_channels, low, high,
+                       PIXELS: gl.constexpr, CHUNK: gl.constexpr, PARTS: gl.constexpr, STAGES: gl.constexpr, IMAGES: gl.constexpr,
+                       WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, DEPENDENT_LAUNCH: gl.constexpr):
+    """PARTS times 64 input channels and PIXELS pixels an image at most."""
+    mma: gl.constexpr = products_layout(WARPS_M, WARPS_N)
+    copies: gl.constexpr = copies_layout(WARPS_M * WARPS_N)
+    chunks = gl.cdiv(out_channels, CHUNK)
+    first_channel = gl.program_id(0) % chunks * CHUNK
+    o = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, copies))
+    weights = fetch_rows(weight, o, o < out_channels, in_channels, PARTS, copies)
+    o = first_channel + gl.arange(0, CHUNK, layout=gl.SliceLayout(0, mma))
+    by = gl.load(scale + o, mask=o < out_channels, other=0.0)
+    if out.dtype.element_ty == gl.float16:  # the scale is one for a narrow map, and here is none
         by *= NARROW_SCALE
-    shift = tl.load(bias + o, mask=in_out, other=0.0)
-    wait_for_maps(DEPENDENT_LAUNCH)
-    x += image * pixels * in_channels
-    # Summed pixel by pixel of the tile and across the tile at the end: shorter sums lose fewer digits.
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, pixels, BLOCK_M):
-        p = first + tl.arange(0, BLOCK_M)
-        in_p = p < pixels
-        if SPLITS == 1:
-            y = accumulate_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, "tf32")
-        else:
-            y = accumulate_split_rows(x, weight, p, o, in_p, in_out, in_channels, BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, "tf32")
-        total += tl.where(in_p[:, None], activate(y * by[None, :] + shift[None, :], low, high), 0.0)
-    tl.store(out + image * out_channels + o, (tl.sum(total, axis=0) / pixels).to(out.dtype.element_ty), mask=in_out)
+    shift = gl.load(bias + o, mask=o < out_channels, other=0.0)
+
+    image = gl.program_id(0) // chunks * IMAGES
+    size = pixels * in_channels
+    p = gl.arange(0, PIXELS, layout=gl.SliceLayout(1, copies))
+    rows = x + image * size + p * in_channels
+    exists = p < pixels
+    wait_for_maps_gluon(DEPENDENT_LAUNCH)
+    slots = fetch_map(rows, exists, in_channels, PARTS, STAGES, copies)
+    if IMAGES == 1:
+        value = multiply(slots, 0, weights, rows, exists, None, None, in_channels, STAGES, mma, copies)
+        store_mean(value, by, shift, out, image, pixels, o, out_channels, low, high)
+    else:
+        last = gl.minimum(image + IMAGES, batch) - 1
+        taken = 0
+        for i in range(image, last + 1):
+            value = multiply(slots, taken, weights, rows, exists, rows + size, i < last, in_channels, STAGES, mma, copies)
+            store_mean(value, by, shift, out, i, pixels, o, out_channels, low, high)
+            rows += size
+            taken = (taken + PARTS) % STAGES
 
 
-TRIED = tiles((16, 32, 64), (16, 32, 64, 128), (64, 128), (512, 4096))
-# BLOCK_N, BLOCK_K, splits, stages of tiles of 64 pixels, a small image.
-SPLIT = [(n, k, splits, stages) for n in (16, 32) for k in (32, 64) for splits in (4, 8) for stages in (2, 3, 4) if k * splits <= 256]
+# Depths over 64, output channels, stages, warps along pixels and along channels, and images, of tiles of 64 pixels.
+TRIED = [
+    *((18, chunk, stages, *warps, 1) for chunk, warps in ((16, (4, 1)), (32, (4, 1)), (32, (4, 2)), (64, (4, 2))) for stages in (3, 4, 6)),
+    *((18, chunk, 9, *warps, 1) for chunk, warps in ((16, (4, 1)), (16, (4, 2)), (32, (4, 2)))),
+    *((18, chunk, stages, *warps, images) for chunk, warps in ((32, (4, 1)), (32, (4, 2)), (64, (4, 2))) for stages in (3, 4, 6) for images in (2, 3, 5)),
+]  # fmt: skip
 
 
 def variants():
@@ -59,24 +80,20 @@ def variants():
 
 def candidates():
     for precision in ("fp16", "tf32"):
-        for m, n, k in TRIED:
-            for warps, stages in SCHEDULES:
-                yield variant(precision, m, n, k, warps, stages, f"w{warps}s{stages}")
-        for n, k, splits, stages in SPLIT:
-            yield variant(precision, 64, n, k, splits, stages, f"w{splits}s{stages}_k{splits}", splits)
+        for parts, *tile in TRIED:
+            yield variant(precision, 64 * parts, *tile)
 
 
-def variant(precision, m, n, k, warps, stages, schedule, splits=1):
+def variant(precision, depth, chunk, stages, warps_m, warps_n, images):
     types = {"x": "*fp16", "weight": "*fp16", "scale": "*fp32", "bias": "*fp32", "out": "*fp16" if precision == "fp16" else "*fp32"}
     return Variant(
         op="merged_pool",
-        name=f"{precision}_{schedule}_{m}x{n}x{k}",
+        name=f"{precision}_deep{depth}_w{warps_m}x{warps_n}s{stages}_64x{chunk}{f'_images{images}' if images > 1 else ''}",
         kernel=effnet_merged_pool,
-        parameters={**types, "pixels": "i32", "out_channels": "i32", "in_channels": "i32", "low": "fp32", "high": "fp32"},
-        constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "SPLITS": splits},
-        attributes={"precision": PRECISION_CODES[precision], "block_m": m, "block_n": n},
+        parameters={**types, "batch": "i32", "pixels": "i32", "out_channels": "i32", "in_channels": "i32", "low": "fp32", "high": "fp32"},
+        constants={"PIXELS": 64, "CHUNK": chunk, "PARTS": depth // 64, "STAGES": stages, "IMAGES": images, "WARPS_M": warps_m, "WARPS_N": warps_n},
+        attributes={"precision": PRECISION_CODES[precision], "pixels": 64, "chunk": chunk, "depth": depth, "images": images},
         divisible={"x": 16, "weight": 16, "in_channels": 8},
-        num_warps=warps,
-        num_stages=stages,
-        base_warps=max(4, splits),
+        num_warps=warps_m * warps_n,
+        judged=False,  # its warps are part of the tile
     )

@@ -6,8 +6,8 @@ timed in the sequence that csrc/network.cpp makes, with one choice changed at a 
 and nearly the fastest alone, the one by which the network gets faster by more than noise is taken. Each assignment is a
 CUDA graph of a few passes; graphs are replayed in turns, so that a drift of the clock meets all of them.
 
-Products of two steps that become one are there in networks alone, so it is here that they are timed: all of their candidates, and
-the two steps. Their lines have the network's times.
+What the library has in networks that it holds alone, two steps' products as one and whole blocks with narrow maps, is timed here: all of
+the candidates, and doing without. Such lines have the network's times.
 """
 
 import statistics
@@ -27,8 +27,13 @@ SWEEPS = 2
 FIRST, ROUNDS = 3, 9  # samples of each rival, and of those that may have won
 FINALISTS = 3
 AGREE = 0.75  # of the samples
-MERGED = ("merged_depthwise", "merged_pool")  # ops of two steps' products
 OF_NETWORK, OF_OP = 0.003, 0.02  # what must be gained, of both
+
+
+def is_of_networks(key):
+    """Whether the choice is there in networks that are held alone: two steps' products as one, whole blocks with narrow maps."""
+    op, precision, *_ = key
+    return op.startswith("merged_") or (op, precision) == ("mbconv", "narrow")
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def settle(trials, measured, variants, fixed=frozenset(), may_ship=lambda key, v
             visited.add(key)
             told(key)
             m, now = measured.get(key), choices[key].variant
-            if key[0] in MERGED:
+            if is_of_networks(key):
                 rivals, most, of_op = list(choices[key].fitting), None, 0.0
             elif m and now in m.times:
                 rivals, most, of_op = near(m, choices[key].fitting), RIVALS, OF_OP * m.times[now] / 1e6
@@ -161,7 +166,7 @@ def keys_of(calls, dtype, batch, done):
 
 def starting(keys, measured, lines):
     """The choice for every key: the table's, else, as for the parts of a block that has a kernel, the fastest alone."""
-    found, may_ship = {key: line.variant for key, line in lines.items() if key[0] in MERGED}, ships(lines)
+    found, may_ship = {key: line.variant for key, line in lines.items() if is_of_networks(key)}, ships(lines)
     for key in keys:
         m, line = measured[key], lines.get(key)
         if line and line.variant in m.times:
@@ -214,7 +219,7 @@ def lines_of(settled, measured, lines, counts, capability):
         found.append(Line(*key, capability, variant, us, m.default, default_us))
     # All of them, or what was measured with another batch would count for this one.
     for key in settled.reached:
-        if key[0] in MERGED and key[1] != NONE:
+        if is_of_networks(key) and key[1] != NONE:
             found.append(Line(*key, capability, settled.variants.get(key, NONE), 1e6 * settled.after, NONE, 1e6 * settled.before))
     return found
 

@@ -1,6 +1,5 @@
 """Runs the library against a CUDA driver made of nothing (libcuda.cpp), and reads what it asked of it."""
 
-import ast
 import importlib.util
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from effnet_aot import _library
+from effnet_aot.aot.discover import discover
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -29,18 +29,10 @@ def manifest():
 
 @cache
 def kernel_parameters():
-    """{kernel: {parameter: type}}: names from the Triton source, types from the build. All kernels of an op take the same, also
-    those that only candidates have."""
-    parameters = {}
-    for image in manifest()["images"]:
-        if image["kernel"] in parameters:
-            continue
-        module = ast.parse((ROOT / "triton_src" / f"{image['op']}.py").read_text())
-        for function in module.body:
-            if isinstance(function, ast.FunctionDef) and function.name.startswith("effnet_"):
-                names = [a.arg for a in function.args.args if a.annotation is None]  # the others are constexprs
-                parameters[function.name] = dict(zip(names, image["parameters"], strict=True))
-    return parameters
+    """{kernel: {parameter: type}}, in the kernel's own order; also of those that only candidates have."""
+    source = ROOT / "triton_src"
+    variants = {v.kernel.__name__: v for v in discover(source, candidates=True) + discover(source)}
+    return {kernel: {name: v.parameters[name] for name in v.kernel.arg_names if name in v.parameters} for kernel, v in variants.items()}
 
 
 def decode(kernel, values):

@@ -26,7 +26,7 @@ Pointwise = struct(
     "effnet_pointwise", (c_int32, "precision layout"), (c_void_p, "x weight out residual"),
     (c_int64, "batch height width in_channels out_channels"), (POINTER(Epilogue), "epilogue"), (c_char_p, "variant"), (c_void_p, "weight_scale"),
 )  # fmt: skip
-NarrowWeight = struct("effnet_narrow_weight", (c_void_p, "weight out scale"), (c_int64, "rows depth"), (c_char_p, "variant"))
+NarrowWeight = struct("effnet_narrow_weight", (c_void_p, "weight out scale"), (c_int64, "rows depth"), (c_char_p, "variant"), (c_int32, "taps_first"))
 MergeWeights = struct(
     "effnet_merge_weights", (c_int32, "precision"), (c_void_p, "first first_bias second second_bias out out_bias"), (c_int64, "rows depth columns"), (c_char_p, "variant")
 )
@@ -53,6 +53,7 @@ Mbconv = struct(
     (c_void_p, "x expand_weight expand_bias depthwise_weight depthwise_bias project_weight project_bias residual out workspace"),
     (c_int64, "batch in_channels hidden out_channels height width kernel stride_y stride_x left right top bottom"),
     (c_int32, "biases_are_fp32 depthwise_taps_first activation"), (c_char_p, "variant"),
+    (c_void_p, "narrow_depthwise_weight narrow_depthwise_scale narrow_project_weight narrow_project_scale"),
 )  # fmt: skip
 StemMbconv = struct("effnet_stem_mbconv", (POINTER(Conv), "stem"), (POINTER(Mbconv), "block"), (c_void_p, "workspace"), (c_char_p, "variant"))
 FoldBatchNorm = struct(

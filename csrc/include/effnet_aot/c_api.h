@@ -134,13 +134,14 @@ EFFNET_API int effnet_launch_pointwise(const effnet_pointwise *problem, int devi
 EFFNET_API int effnet_launch_pointwise_pool(const effnet_pointwise *problem, int device, void *stream);
 
 /* A float32 weight (rows, depth) as EFFNET_WIDENING16 takes it: out, in float16, each row times a power of two and rounded, and
- * scale, a float32 a row. weight and out 16-byte aligned, depth a multiple of 8. */
+ * scale, a float32 a row. weight and out 16-byte aligned, depth a multiple of 8; with taps_first rows. */
 typedef struct effnet_narrow_weight {
   size_t struct_size; /* sizeof(effnet_narrow_weight) */
   const void *weight;
   void *out, *scale;
   int64_t rows, depth;
   const char *variant;
+  int32_t taps_first; /* 1: weight and out lie as (depth, rows), as the taps of a depthwise weight may */
 } effnet_narrow_weight;
 
 EFFNET_API int effnet_launch_narrow_weight(const effnet_narrow_weight *problem, int device, void *stream);
@@ -304,6 +305,10 @@ typedef struct effnet_mbconv {
   int32_t depthwise_taps_first; /* 1: depthwise_weight lies as (kernel, kernel, hidden) */
   int32_t activation;
   const char *variant; /* null: the library chooses, several kernels included; else the name of a variant of "mbconv" */
+  /* Null, or what effnet_launch_narrow_weight() makes of depthwise_weight, with taps_first, and of project_weight, 16-byte aligned: in TF32
+   * one kernel may then keep the maps between the steps narrow, which an activation of at most 7.99 allows. */
+  const void *narrow_depthwise_weight, *narrow_depthwise_scale;
+  const void *narrow_project_weight, *narrow_project_scale;
 } effnet_mbconv;
 
 /* How large the workspace of a problem must be, in bytes: 0 where one kernel does it all. Of the addresses only their
