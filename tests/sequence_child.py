@@ -99,7 +99,9 @@ def main():
         assert arguments.number  # what is made of the weights, when they are held, is launched here
         return lambda: chain.run(arguments)
 
-    said, run = {}, runner(2)
+    # As much work as ten large images: the tables merge no products there.
+    batch, next_batch = 140, 160
+    said, run = {}, runner(batch)
     said["plain"] = launched(run)
     with library.assigned({}):
         said["free"] = launched(run)
@@ -110,8 +112,8 @@ def main():
         taken = {choice.key: choice.variant for choice in library.choices()}
     said["asked"] = [[key[0], choice.variant, wanted[key], taken[key]] for key, choice in choices.items() if key in taken]
     said["plain again"] = launched(run)
-    other = runner(3)  # its plan is first made under an assignment
-    with library.assigned({(*key[:3], 3): variant for key, variant in wanted.items()}, tell=False):
+    other = runner(next_batch)  # its plan is first made under an assignment
+    with library.assigned({(*key[:3], next_batch): variant for key, variant in wanted.items()}, tell=False):
         said["forced first"] = launched(other)
         said["untold"] = len(library.choices())
     said["plain then"] = launched(other)
