@@ -82,7 +82,7 @@ def test_run_on_the_gpu(precision):
     pytest.importorskip("skimage")
     text = command("run", "--dtype", precision)
     assert re.search(r"(cubin sm_|ptx compute_)\d+ serves", text)
-    for op in ("stem_mbconv", "mbconv", "pointwise", "pointwise_pool", "linear"):
+    for op in ("stem_mbconv", "mbconv", "pointwise", "(pointwise|merged)_pool", "linear"):
         assert re.search(rf"│ effnet_{op}(_\w+)? ", text)
     assert "not of this package" not in text and "Warning" not in text
 

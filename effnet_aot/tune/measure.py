@@ -8,7 +8,7 @@ in turns, so that a drift of the clock meets all of them, and it is their median
 import json
 import math
 import statistics
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class Clock:
     def prepare(self, function, pool, most=math.inf):
         """A function that gives the seconds of one launch, each time that it is called; of what surely takes more than `most`, an
         estimate."""
-        with torch.cuda.stream(self._stream):
+        with self._on_stream():
             estimate = min(self._seconds(function) for _ in range(2))
             if estimate >= HOST_SECONDS:  # perhaps the host's, of several launches
                 graph = self._capture(function, 1, pool)
@@ -86,7 +86,7 @@ class Clock:
             graph = self._capture(function, launches, pool)
 
         def once():
-            with torch.cuda.stream(self._stream):
+            with self._on_stream():
                 return self._seconds(graph.replay) / launches
 
         return once
@@ -98,8 +98,8 @@ class Clock:
 
     def sequence(self, function, passes, pool):
         """A function that gives the seconds of one pass of a whole network, each time that it is called."""
-        with torch.cuda.stream(self._stream):
-            function()  # loads what it launches
+        with self._on_stream():
+            function()  # loads what it launches, and holds its network
             graph = self._capture(function, passes, pool)
             replays = max(1, round(SAMPLE_SECONDS / self._seconds(graph.replay)))
 
@@ -108,10 +108,17 @@ class Clock:
                 graph.replay()
 
         def once():
-            with torch.cuda.stream(self._stream):
+            with self._on_stream():
                 return self._seconds(several) / (passes * replays)
 
         return once
+
+    @contextmanager
+    def _on_stream(self):
+        """The stream of its own that graphs are captured on, once what the caller's has to do is done."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
 
     @staticmethod
     def _capture(function, times, pool):
