@@ -291,10 +291,12 @@ class NarrowWeight(Case):
         expected = narrow_weight(weight)
         buffers = [torch.full((count + 2 * GUARD,), 777.0, dtype=dtype) for count, dtype in ((rows * depth, torch.float16), (rows, torch.float32))]
         out, scale = (b[GUARD:-GUARD] for b in buffers)
-        self.variant.kernel[(ceil(rows / self.c["BLOCK_M"]),)](guarded(weight), out, scale, rows, depth, **self.c, DEPENDENT_LAUNCH=False)
+        as_it_lies = weight.T.contiguous() if self.c["TAPS_FIRST"] else weight
+        self.variant.kernel[(ceil(rows / self.c["BLOCK_M"]),)](guarded(as_it_lies), out, scale, rows, depth, **self.c, DEPENDENT_LAUNCH=False)
         for b in buffers:
             assert (b[:GUARD] == 777).all() and (b[-GUARD:] == 777).all(), "wrote outside the output"
-        torch.testing.assert_close(out.view(rows, depth), expected[0], rtol=0, atol=0, equal_nan=True)
+        out = out.view(depth, rows).T if self.c["TAPS_FIRST"] else out.view(rows, depth)
+        torch.testing.assert_close(out, expected[0], rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(scale, expected[1], rtol=0, atol=0)
 
 

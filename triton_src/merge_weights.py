@@ -21,16 +21,18 @@ def effnet_merge_weights(first, first_bias, second, second_bias, out, out_bias, 
     n = tl.program_id(0) % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     in_o, in_n = o < rows, n < columns
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    bias = tl.load(second_bias + o, mask=in_o, other=0.0)
+    # The bias is one column more, of float32; a product has it in all of its columns, where a sum's threads would meet in shared memory.
+    bias = tl.load(second_bias + o, mask=in_o, other=0.0)[:, None] + total
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         in_k = k < depth
         a = tl.load(second + o[:, None] * depth + k[None, :], mask=in_o[:, None] & in_k[None, :], other=0.0)
         b = tl.load(first + k[:, None] * columns + n[None, :], mask=in_k[:, None] & in_n[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
-        bias += tl.sum(a.to(tl.float32) * tl.load(first_bias + k, mask=in_k, other=0.0)[None, :], axis=1)
+        column = tl.broadcast_to(tl.load(first_bias + k, mask=in_k, other=0.0)[:, None], (BLOCK_K, BLOCK_N))
+        bias = tl.dot(a.to(tl.float32), column, bias, input_precision="ieee")
     tl.store(out + o[:, None] * columns + n[None, :], total, mask=in_o[:, None] & in_n[None, :])
-    tl.store(out_bias + o, bias, mask=in_o & (tl.program_id(0) % column_tiles == 0))
+    tl.store(out_bias + o[:, None] + 0 * n[None, :], bias, mask=in_o[:, None] & (n == 0)[None, :])
 
 
 def variants():
