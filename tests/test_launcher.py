@@ -396,6 +396,14 @@ def block_of(variant):
     return dict(in_channels=in_channels, hidden=6 * in_channels, stride_y=stride, stride_x=stride)
 
 
+def test_a_row_has_places_for_so_many_features(stub):
+    variant = next(i["variant"] for i in stub_cuda.manifest()["images"] if i["op"] == "linear" and "_row_" in i["variant"] and i["variant"].startswith("fp16"))
+    deep = int(re.search(r"_deep(\d+)_", variant)[1])
+    run = stub.run(launch("linear", variant=variant, in_features=deep), launch("linear", variant=variant, in_features=deep + 8))
+    assert run.results[0]["status"] == c_api.OK and run.launches[0]["grid"] == [10 * 5, 1, 1]
+    assert run.results[1]["error"] == f"effnet::linear: variant {variant} does not have {deep + 8} input features"
+
+
 def test_named_variant(stub, few_images):
     """Every variant can be asked for by name, on a problem that it fits; a generic one also where an aligned one serves."""
     images = {(i["op"], i["variant"]) for i in stub_cuda.manifest()["images"]}
