@@ -12,8 +12,8 @@ const TileTable& table() {
 }
 
 int64_t blocks(const LinearProblem& p, const Tile& tile) {
-  const int64_t deep = (*tile.variant)["deep"];  // features at most; 0: any
-  return deep > 0 && p.in_features > deep ? 0 : ceil_div(p.rows, tile.rows) * ceil_div(p.out_features, tile.columns);
+  const int64_t depth = (*tile.variant)["depth"];  // features at most; 0: any
+  return depth > 0 && p.in_features > depth ? 0 : ceil_div(p.rows, tile.rows) * ceil_div(p.out_features, tile.columns);
 }
 
 }  // namespace

@@ -574,6 +574,11 @@ def check_folding(target, v, r, guards):
                     assert (excess <= 1).all(), f"an element is off by {excess.max() / 2:.3f} ulp. {where}"
 
 
+def numbers_in_order(v, t):
+    """Of rows, or a number a row, as they lie in memory."""
+    return (t.T if v.taps_first and t.dim() == 2 else t).reshape(-1)
+
+
 def check_narrow_weight(target, v, r, guards):
     """Bit by bit; of rows of all magnitudes that float32 has, of zeros, with NaN and infinity."""
     for large in (True, False, False, False):
@@ -585,8 +590,7 @@ def check_narrow_weight(target, v, r, guards):
             weight[r.randrange(rows), r.randrange(depth)] = special
         expected = narrow_weight(weight)
         for guard in guards:
-            in_memory = (lambda t: t.T if v.taps_first and t.dim() == 2 else t)
-            source = Buffer(in_memory(weight).reshape(-1), target.device, 0, guard)
+            source = Buffer(numbers_in_order(v, weight), target.device, 0, guard)
             outs = [Buffer(poison(t.numel(), t.dtype), target.device, shift, guard) for shift, t in enumerate(expected)]
             members = dict(weight=source.address, out=outs[0].address, scale=outs[1].address, rows=rows, depth=depth, taps_first=int(v.taps_first), variant=v.name)
             result = target.library.launch("narrow_weight", members)
@@ -595,7 +599,7 @@ def check_narrow_weight(target, v, r, guards):
             for out, truth in zip(outs, expected):
                 numbers, is_intact = out.read()
                 assert is_intact, "written outside the output"
-                assert torch.equal(numbers.nan_to_num(nan=12345.0), in_memory(truth).reshape(-1).nan_to_num(nan=12345.0)), (rows, depth)
+                assert torch.equal(numbers.nan_to_num(nan=12345.0), numbers_in_order(v, truth).nan_to_num(nan=12345.0)), (rows, depth)
 
 
 def check_merged_weights(target, v, r, guards):

@@ -1,6 +1,6 @@
 """What one ahead-of-time compilation of a kernel is made of."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 # How a kernel's operands are stored and multiplied: the storage type and, for float32, the arithmetic of tl.dot.
 PRECISIONS = {"fp16": ("fp16", "tf32"), "bf16": ("bf16", "tf32"), "tf32": ("fp32", "tf32"), "fp32": ("fp32", "ieee")}
@@ -49,24 +49,6 @@ class Variant:
 
     def __str__(self):
         return f"{self.op}/{self.name}"
-
-
-def with_narrow_weights(like, kernel, prefix):
-    """A variant of TF32 as one with narrow hidden maps: the depthwise and the project weight are narrow_weight.py's, each followed by
-    its scale. Its name begins otherwise than with `prefix`."""
-    weights, types = ("depthwise_weight", "project_weight"), {}
-    for name, type in like.parameters.items():
-        types[name] = "*fp16" if name in weights else type
-        if name in weights:
-            types[name.replace("weight", "scale")] = "*fp32"
-    return replace(
-        like,
-        name=like.name.replace(prefix, "narrow_"),
-        kernel=kernel,
-        parameters=types,
-        attributes=like.attributes | {"precision": PRECISION_CODES["narrow"]},
-        divisible=like.divisible | {"depthwise_scale": 16, "project_scale": 16},
-    )
 
 
 # The order is the one of `enum class Precision` in csrc/registry.h.

@@ -105,7 +105,7 @@ def row(precision, n, part, deep, warps):
         name=f"{precision}_row_deep{deep}_w{warps}_1x{n}x{part}",
         kernel=effnet_linear_row,
         constants={"BLOCK_N": n, "BLOCK_K": part, "PARTS": deep // part},
-        attributes=like.attributes | {"deep": deep},
+        attributes=like.attributes | {"depth": deep},
         judged=False,  # its registers hold the weight
     )
 
@@ -119,7 +119,7 @@ def variant(precision, aligned, m, n, k, warps, stages, schedule="", splits=1):
         parameters={**{q: f"*{dtype}" for q in ("x", "weight", "p0", "p1", "p2", "p3", "out")},
                     "rows": "i32", "out_features": "i32", "in_features": "i32", **PARAMETERS},
         constants={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "PRECISION": arithmetic, "SPLITS": splits},
-        attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n, "deep": 0},
+        attributes={"precision": PRECISION_CODES[precision], "aligned": aligned, "block_m": m, "block_n": n, "depth": 0},
         divisible={"x": 16, "weight": 16, "out": 16, "in_features": 8, "out_features": 8} if aligned else {},
         num_warps=warps,
         num_stages=stages,

@@ -25,7 +25,7 @@ from ._epilogue import HAS_RESIDUAL
 from ._gluon import activate, bits, clamp, on_diagonal, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._narrow import map_scale
-from ._variant import PRECISION_CODES, Variant, with_narrow_weights
+from ._variant import PRECISION_CODES, Variant
 
 # One 16x8 tile of pixels by channels, in the layout of the accumulators: $4..$7 hidden values before the activation,
 # $8..$11 the sum, $12 the tap's weights as a diagonal matrix, $14 and $15 the upper clamps of its two pixels a thread.
@@ -718,8 +718,18 @@ def expanding(precision, in_channels, columns, columns2, stride, warps_m, warps_
 
 
 def narrow(*block_and_tile):
-    """A wide one of float32 with narrow hidden maps."""
-    return with_narrow_weights(wide("tf32", *block_and_tile), effnet_mbconv_narrow, "tf32_wide_")
+    """A wide one of float32 with narrow hidden maps: narrow_weight.py's weights of the last two steps, each followed by its scale."""
+    like, types = wide("tf32", *block_and_tile), {}
+    for name, kind in like.parameters.items():
+        types |= {name: "*fp16", name.replace("weight", "scale"): "*fp32"} if name in ("depthwise_weight", "project_weight") else {name: kind}
+    return replace(
+        like,
+        name=like.name.replace("tf32_wide_", "narrow_"),
+        kernel=effnet_mbconv_narrow,
+        parameters=types,
+        attributes=like.attributes | {"precision": PRECISION_CODES["narrow"]},
+        divisible=like.divisible | {"depthwise_scale": 16, "project_scale": 16},
+    )
 
 
 def wide(precision, in_channels, columns, columns2, stride, warps_m, warps_n, chunk, tiles=1, eager=False):
