@@ -12,8 +12,8 @@ output rows of which it is the last, the middle and the first one; the sum that 
 
 The stem's operand is read straight from the picture. Two of the three taps of a row of taps are neighbours in memory, at an
 even column: one load (PAIRED). The depth of 32 is, of each of nine rows of taps (channel, ky), the pair, then the nine single
-taps, and then ones, which the bias meets. In float32 the stem is made of three TF32 products for accuracy, and the depthwise
-sums of multiply-adds.
+taps, and then ones, which the bias meets. In float32 the stem is made of three bfloat16 products, of the factors' upper and lower
+halves, which see more than TF32 does, and the depthwise sums of multiply-adds.
 
 A row of 16 pixels takes 204 instructions in half precision, 531 in float32 (9.0). Two warps that shared pixels would need
 barriers; these wait for nothing but their own loads, which are a row ahead.
@@ -26,7 +26,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from ._gluon import activate, bits, clamp, nearest_tf32, on_diagonal, to_tf32
+from ._gluon import activate, bits, clamp, on_diagonal, to_tf32
 from ._launch import wait_for_maps_gluon
 from ._variant import PRECISION_CODES, Variant
 
@@ -75,13 +75,21 @@ mma.sync.aligned.m16n8k8.row.col.f32.{t}.{t}.f32 {{$0, $1, $2, $3}}, {{$8, $9}},
 THREE_TAPS_FP16, THREE_TAPS_BF16 = gl.constexpr(_THREE_TAPS.format(t="f16")), gl.constexpr(_THREE_TAPS.format(t="bf16"))
 
 
-CUT_OFF = gl.constexpr("{ .reg .b32 a; and.b32 a, $1, 0xffffe000; sub.f32 $0, $1, a; }")
+UPPER_HALF = gl.constexpr("prmt.b32 $0, $1, $2, 0x7632;")
+LOWER_HALF = gl.constexpr("""{ .reg .f32 a, b;
+and.b32 a, $1, 0xffff0000;
+and.b32 b, $2, 0xffff0000;
+sub.f32 a, $1, a;
+sub.f32 b, $2, b;
+cvt.rn.bf16x2.f32 $0, b, a;
+}""")
 
 
 @gluon.jit
-def cut_off(x):
-    """What the tensor cores do not see of a float32."""
-    return gl.inline_asm_elementwise(CUT_OFF, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+def halves(x):
+    """A float32 as two bfloat16s, cut off and what is left."""
+    return (gl.inline_asm_elementwise(UPPER_HALF, "=r,r,r", [x], dtype=gl.bfloat16, is_pure=True, pack=2),
+            gl.inline_asm_elementwise(LOWER_HALF, "=r,f,f", [x], dtype=gl.bfloat16, is_pure=True, pack=2))
 
 
 @gluon.jit
@@ -152,10 +160,7 @@ def load_picture(x, first, count, step, stem_height, stem_top, x_row, height, pa
     # Unsigned, so that one comparison sees both borders.
     by_two = gl.load(x + pairs[0] + beyond, mask=((iy + pairs[1]).to(gl.uint32) < height.to(gl.uint32)) & pairs[2], other=0.0)
     by_one = gl.load(x + singles[0] + beyond, mask=((iy + singles[1]).to(gl.uint32) < height.to(gl.uint32)) & singles[2], other=bias_taps)
-    if by_two.dtype == gl.float32:
-        return gl.convert_layout(gl.join(as_depth(by_two), as_depth(by_one)).permute([0, 2, 1]).reshape([ROWS, 32]), layout)
-    else:
-        return gl.convert_layout(gl.join(by_two, by_one).permute([0, 2, 1]).reshape([ROWS, 32]), layout)
+    return gl.convert_layout(gl.join(by_two, by_one).permute([0, 2, 1]).reshape([ROWS, 32]), layout)
 
 
 @gluon.jit
@@ -170,13 +175,14 @@ def stem_row(pixels, row, height, weights, highs, layout: gl.constexpr):
     highs = gl.where((row >= 0) & (row < height), highs, 0.0)
     zero = gl.zeros([pixels.shape[0], 32], gl.float32, layout=layout)
     if pixels.dtype == gl.float32:
-        right_operand: gl.constexpr = gl.DotOperandLayout(1, layout, 1)
-        high_weights = by_column(weights[0], right_operand)
-        result = mma_v2(cut_off(pixels), high_weights, zero, input_precision="tf32")
-        result = mma_v2(pixels, by_column(weights[1], right_operand), result, input_precision="tf32")
+        right_operand: gl.constexpr = gl.DotOperandLayout(1, layout, 2)
+        upper, lower = halves(pixels)
+        upper_weights = by_column(weights[0], right_operand)
+        result = mma_v2(lower, upper_weights, zero)
+        result = mma_v2(upper, by_column(weights[1], right_operand), result)
         # What is left of infinity is NaN; the last product alone knows what becomes of it. A minimum drops NaN.
         result = gl.minimum(result, 3.4e38)
-        return clamp(mma_v2(pixels, high_weights, result, input_precision="tf32"), 0.0, highs)
+        return clamp(mma_v2(upper, upper_weights, result), 0.0, highs)
     else:
         return activate(mma_v2(pixels, weights[0], zero), highs)
 
@@ -185,7 +191,7 @@ def stem_row(pixels, row, height, weights, highs, layout: gl.constexpr):
 def by_column(weights, layout: gl.constexpr):
     """The stem's weights from shared memory, lane by lane, as a right operand."""
     loads: gl.constexpr = lanes_layout(gl.num_warps())
-    return gl.convert_layout(weights.load(loads).reshape([8, 4, 4, 4, 2]).permute([2, 4, 1, 3, 0]).reshape([32, 32]), layout)
+    return gl.convert_layout(weights.load(loads).reshape([8, 4, 2, 4, 2, 2]).permute([2, 4, 1, 5, 3, 0]).reshape([32, 32]), layout)
 
 
 @gluon.jit
@@ -222,6 +228,7 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
     dtype: gl.constexpr = x.dtype.element_ty
     FP32: gl.constexpr = dtype == gl.float32
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1], [16, 8])
+    taps_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 2)
     left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 1 if FP32 else 2)
     right_operand: gl.constexpr = gl.DotOperandLayout(1, mma, 1 if FP32 else 2)
     of_taps: gl.constexpr = taps_layout(WARPS)
@@ -271,27 +278,21 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
     # ---- weights ----
     if FP32:
         # A thread's values side by side: in shared memory, as both parts do not fit into the registers. Of (lane, value):
-        # the lane is (g, t), the value (step of the depth, tile of columns, half of the depth).
+        # the lane is (g, t), the value (step of the depth, tile of columns, half of the step, one of two neighbours).
         by_lane: gl.constexpr = lanes_layout(WARPS)
         lane = gl.arange(0, 32, layout=gl.SliceLayout(1, by_lane))[:, None]
         value = gl.arange(0, 32, layout=gl.SliceLayout(0, by_lane))[None, :]
-        step = value // 8
-        half = value % 2
-        tap = step % 2 * 8 + lane % 4 * 2 + half
-        row_of_taps = gl.where(step < 2, step * 4 + lane % 4, gl.where(tap < 2, 8, tap - 2))
-        kx = gl.where(step < 2, shift + half, gl.where(tap < 2, shift + tap, 2 - 2 * shift))
-        exists = (step < 2) | (tap < 11)
-        o = channel_of(value // 2 % 4 * 8 + lane // 4)
-        is_bias = (step >= 2) & (tap == 11)
+        depth = value // 16 * 16 + value // 2 % 2 * 8 + lane % 4 * 2 + value % 2
+        o = channel_of(value // 4 % 4 * 8 + lane // 4)
     else:
         depth = gl.arange(0, 32, layout=gl.SliceLayout(1, right_operand))[:, None]
-        tap = depth % 16
-        row_of_taps = gl.where(depth < 16, tap // 2, gl.where(tap < 2, 8, tap - 2))
-        kx = gl.where((depth < 16) | (tap < 2), shift + tap % 2, 2 - 2 * shift)
-        exists = (depth < 16) | (tap < 11)
         o = channel_of(gl.arange(0, 32, layout=gl.SliceLayout(0, right_operand)))[None, :]
-        is_bias = depth == 27
-        is_rest = depth == 28
+    tap = depth % 16
+    row_of_taps = gl.where(depth < 16, tap // 2, gl.where(tap < 2, 8, tap - 2))
+    kx = gl.where((depth < 16) | (tap < 2), shift + tap % 2, 2 - 2 * shift)
+    exists = (depth < 16) | (tap < 11)
+    is_bias = depth == 27
+    is_rest = depth == 28
     where = o * weight_out + row_of_taps // 3 * weight_in + row_of_taps % 3 * weight_row + kx * weight_column
     stem_weights = gl.load(stem_weight + where, mask=exists & (row_of_taps // 3 < in_channels) & (o >= 0), other=0.0)
     # The bias meets ones; in half precision in two parts, clamped, as what is left of infinity is NaN.
@@ -304,10 +305,10 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
         rest = clamp(bias - coarse.to(gl.float32), -limit, limit).to(dtype)
         stem_weights = gl.where(is_bias, coarse, gl.where(is_rest, rest, stem_weights))
     if FP32:
-        chunks: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
-        high_part = nearest_tf32(stem_weights)
-        high_weights = gl.allocate_shared_memory(gl.float32, [32, 32], chunks, high_part)
-        low_weights = gl.allocate_shared_memory(gl.float32, [32, 32], chunks, to_tf32(stem_weights - high_part))
+        chunks: gl.constexpr = gl.SwizzledSharedLayout(8, 2, 4, [1, 0])
+        upper, lower = halves(stem_weights)
+        upper_weights = gl.allocate_shared_memory(gl.bfloat16, [32, 32], chunks, upper)
+        lower_weights = gl.allocate_shared_memory(gl.bfloat16, [32, 32], chunks, lower)
 
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, mma))
     columns = gl.arange(0, 32, layout=gl.SliceLayout(0, mma))
@@ -349,7 +350,7 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
     stored = ((strip // strips * out_height * out_width + z) * out_channels)[:, None] + o[None, :]
 
     if FP32:
-        weights = (high_weights, low_weights)
+        weights = (upper_weights, lower_weights)
         row_highs = highs
         taps = depthwise_weight
     else:
@@ -363,12 +364,12 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
     wait_for_maps_gluon(DEPENDENT_LAUNCH)
     count = gl.minimum(out_height - first_y, STEPS)
     first = first_y - top  # row of the stem's map
-    pixels = load_picture(x, first, count, 0, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, left_operand)
+    pixels = load_picture(x, first, count, 0, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, taps_operand)
     a = start  # the sums of the output rows that this row of the stem's is the last and the middle one of
     b = start
     # Two rows before the first result, then a result a row.
     for early in gl.static_range(2):
-        following = load_picture(x, first, count, early + 1, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, left_operand)
+        following = load_picture(x, first, count, early + 1, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, taps_operand)
         mapped = stem_row(pixels, first + early, stem_height, weights, row_highs, mma)
         nothing, a, b = add_row(mapped, a, b, start, taps, left_lane, right_lane, g)
         pixels = following
@@ -376,7 +377,7 @@ def effnet_stem_mbconv(x, stem_weight, stem_bias, depthwise_weight, depthwise_bi
     for begin in range(0, STEPS if STEPS <= AT_ONCE else count, AT_ONCE):
         for i in gl.static_range(AT_ONCE):
             row = begin + i
-            pixels_after = load_picture(x, first, count, row + 3, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, left_operand)
+            pixels_after = load_picture(x, first, count, row + 3, stem_height, stem_top, x_row, height, pairs, singles, beyond, bias_taps, taps_operand)
             activated = stem_row(pixels, first + row + 2, stem_height, weights, row_highs, mma)
             total, a, b = add_row(activated, a, b, start, taps, left_lane, right_lane, g)
             pixels = pixels_after
