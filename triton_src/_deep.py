@@ -46,20 +46,23 @@ def fetch_rows(weight, rows, exists, in_channels, PARTS: gl.constexpr, loads: gl
 @gluon.jit
 def fetch_map(pixels, exists, in_channels, PARTS: gl.constexpr, STAGES: gl.constexpr, loads: gl.constexpr):
     """The places for a map's parts, the first of which are under way."""
-    slots = gl.allocate_shared_memory(gl.float16, [min(STAGES, PARTS), pixels.shape[0], DEPTH], SWIZZLED)
+    slots = ()  # one by one: the compiler would put a barrier between copies to, or reads of, places of one allocation
+    for _ in gl.static_range(STAGES):
+        slots = slots + (gl.allocate_shared_memory(gl.float16, [pixels.shape[0], DEPTH], SWIZZLED),)
     for part in gl.static_range(min(STAGES - 1, PARTS)):
-        copy_part(pixels, exists, part * DEPTH, in_channels, slots.index(part), loads)
+        copy_part(pixels, exists, part * DEPTH, in_channels, slots[part], loads)
     return slots
 
 
 @gluon.jit
-def multiply(slots, taken, weights, pixels, exists, following, follows, in_channels, STAGES: gl.constexpr, mma: gl.constexpr, loads: gl.constexpr):
-    """(pixels, rows) of the products. `taken` is the slot of the first part. The first parts of the image that is `following` are fetched,
-    if it `follows`; both are None where a program has a single image."""
+def multiply(slots, weights, pixels, exists, following, follows, in_channels, mma: gl.constexpr, loads: gl.constexpr):
+    """(pixels, rows) of the products. The first parts of the image that is `following` are fetched, if it `follows`; both are None where a
+    program has a single image."""
     PARTS: gl.constexpr = len(weights)
-    gl.static_assert(follows is None or STAGES <= PARTS)
+    STAGES: gl.constexpr = len(slots)
+    gl.static_assert(follows is None or PARTS % STAGES == 0, "the next image begins in the first slot")
     AHEAD: gl.constexpr = min(STAGES - 1, PARTS)
-    PIXELS: gl.constexpr = slots.shape[1]
+    PIXELS: gl.constexpr = slots[0].shape[0]
     ROWS: gl.constexpr = weights[0].shape[0]
     SHORT: gl.constexpr = PIXELS * ROWS <= 16 * 32 * gl.num_warps()
     left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 2)
@@ -69,10 +72,10 @@ def multiply(slots, taken, weights, pixels, exists, following, follows, in_chann
     for part in gl.static_range(PARTS):
         async_copy.wait_group(AHEAD - 1 if follows is not None else min(AHEAD - 1, PARTS - 1 - part))
         if part + AHEAD < PARTS:
-            copy_part(pixels, exists, (part + AHEAD) * DEPTH, in_channels, slots.index((taken + part + AHEAD) % STAGES), loads)
+            copy_part(pixels, exists, (part + AHEAD) * DEPTH, in_channels, slots[(part + AHEAD) % STAGES], loads)
         elif follows is not None:
-            copy_part(following, exists & follows, (part + AHEAD - PARTS) * DEPTH, in_channels, slots.index((taken + part + AHEAD) % STAGES), loads)
-        left = slots.index((taken + part) % STAGES).load(left_operand)
+            copy_part(following, exists & follows, (part + AHEAD - PARTS) * DEPTH, in_channels, slots[(part + AHEAD) % STAGES], loads)
+        left = slots[part % STAGES].load(left_operand)
         right = weights[part].permute((1, 0)).load(right_operand)
         # Of a small tile two sums in turns: a product waits for the one before it.
         if SHORT and part % 2:

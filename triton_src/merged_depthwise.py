@@ -48,18 +48,16 @@ def effnet_merged_depthwise(x, expand_weight, expand_scale, expand_bias, depthwi
     wait_for_maps_gluon(DEPENDENT_LAUNCH)
     slots = fetch_map(pixels, exists, in_channels, PARTS, STAGES, copies)
     if IMAGES == 1:
-        value = multiply(slots, 0, weights, pixels, exists, None, None, in_channels, STAGES, mma, copies)
+        value = multiply(slots, weights, pixels, exists, None, None, in_channels, mma, copies)
         filter_band(value * scale[None, :] + bias[None, :], shared_filters, out, image, first_channel, hidden, begin, end, width, first_row, end_row, out_height, out_width,
                     left, top, low, high, KERNEL, STRIDE, STEPS, SCALE, WARPS, WARPS_N)
     else:
         last = gl.minimum(image + IMAGES, batch) - 1
-        taken = 0
         for i in range(image, last + 1):
-            value = multiply(slots, taken, weights, pixels, exists, pixels + size, i < last, in_channels, STAGES, mma, copies)
+            value = multiply(slots, weights, pixels, exists, pixels + size, i < last, in_channels, mma, copies)
             filter_band(value * scale[None, :] + bias[None, :], shared_filters, out, i, first_channel, hidden, begin, end, width, first_row, end_row, out_height, out_width,
                         left, top, low, high, KERNEL, STRIDE, STEPS, SCALE, WARPS, WARPS_N)
             pixels += size
-            taken = (taken + PARTS) % STAGES
 
 
 # Depths over 64, pixels, hidden channels, stages, output rows a thread, warps along pixels and along hidden channels, and images.
@@ -74,9 +72,10 @@ TRIED = [
     *((parts, 64, chunk, parts, steps, 4, 1) for parts in (8, 11) for chunk in (16, 32) for steps in (1, 2)),
     *((parts, 128, chunk, parts, 2, 8, 1) for parts in (4, 8) for chunk in (16, 32)),
     # Fewer programs read the weight.
-    *((parts, 64, chunk, stages, 2, 4, chunk // 32, images) for parts in (8, 11) for chunk in (32, 64) for stages in (3, 4, 6) for images in (2, 3, 5)),
-    *((parts, 128, chunk, stages, 2, 4, 1, images) for parts in (4, 8) for chunk in (32, 64) for stages in (3, 4) for images in (2, 3)),
-    *((parts, 256, chunk, stages, 2, 8, 1, images) for parts in (4, 8) for chunk in (32, 64) for stages in (2, 3) for images in (2, 3)),
+    *((8, 64, chunk, 4, 2, 4, chunk // 32, images) for chunk in (32, 64) for images in (2, 3, 5)),
+    *((12, 64, chunk, stages, 2, 4, chunk // 32, images) for chunk in (32, 64) for stages in (3, 4, 6) for images in (2, 3, 5)),
+    *((parts, 128, chunk, 4, 2, 4, 1, images) for parts in (4, 8) for chunk in (32, 64) for images in (2, 3)),
+    *((parts, 256, chunk, 2, 2, 8, 1, images) for parts in (4, 8) for chunk in (32, 64) for images in (2, 3)),
 ]  # fmt: skip
 
 

@@ -53,23 +53,21 @@ def effnet_merged_pool(x, weight, scale, bias, out, batch, pixels, out_channels,
     wait_for_maps_gluon(DEPENDENT_LAUNCH)
     slots = fetch_map(rows, exists, in_channels, PARTS, STAGES, copies)
     if IMAGES == 1:
-        value = multiply(slots, 0, weights, rows, exists, None, None, in_channels, STAGES, mma, copies)
+        value = multiply(slots, weights, rows, exists, None, None, in_channels, mma, copies)
         store_mean(value, by, shift, out, image, pixels, o, out_channels, low, high)
     else:
         last = gl.minimum(image + IMAGES, batch) - 1
-        taken = 0
         for i in range(image, last + 1):
-            value = multiply(slots, taken, weights, rows, exists, rows + size, i < last, in_channels, STAGES, mma, copies)
+            value = multiply(slots, weights, rows, exists, rows + size, i < last, in_channels, mma, copies)
             store_mean(value, by, shift, out, i, pixels, o, out_channels, low, high)
             rows += size
-            taken = (taken + PARTS) % STAGES
 
 
 # Depths over 64, output channels, stages, warps along pixels and along channels, and images, of tiles of 64 pixels.
 TRIED = [
     *((18, chunk, stages, *warps, 1) for chunk, warps in ((16, (4, 1)), (32, (4, 1)), (32, (4, 2)), (64, (4, 2))) for stages in (3, 4, 6)),
-    *((18, chunk, 9, *warps, 1) for chunk, warps in ((16, (4, 1)), (16, (4, 2)), (32, (4, 2)))),
-    *((18, chunk, stages, *warps, images) for chunk, warps in ((32, (4, 1)), (32, (4, 2)), (64, (4, 2))) for stages in (3, 4, 6) for images in (2, 3, 5)),
+    *((18, chunk, stages, *warps, 1) for chunk, warps in ((16, (4, 1)), (16, (4, 2)), (32, (4, 2))) for stages in (9, 18)),
+    *((18, chunk, stages, *warps, images) for chunk, warps in ((32, (4, 1)), (32, (4, 2)), (64, (4, 2))) for stages in (3, 6) for images in (2, 3, 5)),
 ]  # fmt: skip
 
 
