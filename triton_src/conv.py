@@ -133,6 +133,8 @@ def effnet_conv_folded(x, weight, p0, p1, p2, p3, out, in_channels, height, widt
 
 # BLOCK_M, BLOCK_N, BLOCK_K, warps
 TILES = {"fp16": (64, 32, 32, 4), "tf32": (64, 32, 32, 4), "fp32": (32, 32, 32, 4)}
+# Tiles of 16 pixels a warp, and warps.
+FOLDED = {"fp16": [(2, 2), (4, 2)], "bf16": [(2, 2), (4, 2)], "tf32": [(2, 2)]}
 
 
 # What tuning tries of the aligned 3x3 in channels_last: BLOCK_M, BLOCK_N, BLOCK_K, warps. 27 taps are one trip of the loop.
@@ -145,7 +147,7 @@ def variants():
         for kernel, layout, aligned in ((3, "nhwc", True), (3, "nhwc", False), (3, "nchw", False), (0, "nhwc", False), (0, "nchw", False)):
             yield variant(precision, kernel, layout, aligned, m, n, k, warps)
         if precision != "fp32":
-            for tiles, warps in ((2, 2), (4, 2)):
+            for tiles, warps in FOLDED[precision]:
                 yield folded(precision, tiles, warps)
 
 
@@ -156,6 +158,8 @@ def candidates():
         if precision != "fp32":
             for tiles, warps in ((1, 1), (1, 2), (2, 1), (1, 4), (2, 4), (4, 4)):
                 yield folded(precision, tiles, warps, f"w{warps}_")
+            for tiles, warps in {(4, 2)} - set(FOLDED[precision]):
+                yield folded(precision, tiles, warps)
 
 
 def folded(precision, tiles, warps, schedule=""):
