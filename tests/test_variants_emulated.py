@@ -58,9 +58,9 @@ CANDIDATES = {
     "pointwise_pool": ["fp16_nhwc_images2_w4s3_128x128x32", "tf32_nhwc_images4_w8s3_256x128x32"],
     "depthwise": ["fp16_k3_s1_folded_w4_4x2x256", "bf16_k3_s2_folded_w4_14x2x512", "fp32_k3_s2_folded_w4_4x1x256", "fp32_k5_s1_folded_w2_7x2x64", "fp16_k5_s2_folded_w2_2x2x128", "narrow_k3_s2_folded_w4_4x2x512"],
     "linear": ["bf16_aligned_w4s2_k4_32x16x64", "fp16_row_deep1280_w4_1x8x256", "tf32_row_deep2048_w8_1x8x512"],
-    "merged_depthwise": ["fp16_k3_s1_deep256_w4x2s3_64x64_rows2", "fp16_k3_s2_deep512_w8x1s4_128x32_rows2", "fp16_k3_s1_deep704_w4x1s4_64x32_rows2_images2", "tf32_k3_s2_deep512_w8x1s2_256x64_rows2_images3", "tf32_k3_s2_deep512_w8x1s3_128x16_rows2",
+    "merged_depthwise": ["fp16_k3_s1_deep256_w4x2s3_64x64_rows2", "fp16_k3_s2_deep512_w8x1s4_128x32_rows2", "fp16_k3_s1_deep768_w4x1s4_64x32_rows2_images2", "tf32_k3_s2_deep512_w8x1s2_256x64_rows2_images3", "tf32_k3_s2_deep512_w8x1s3_128x16_rows2",
                          "tf32_k3_s1_deep704_w4x1s6_64x16_rows1", "tf32_k3_s1_deep256_w8x1s2_256x64_rows2", "fp16_k3_s2_deep704_w4x2s6_64x32_rows1"],
-    "merged_pool": ["fp16_deep1152_w4x1s6_64x16", "tf32_deep1152_w4x2s9_64x16", "fp16_deep1152_w4x2s3_64x64_images2", "tf32_deep1152_w4x1s4_64x32_images5"],
+    "merged_pool": ["fp16_deep1152_w4x1s6_64x16", "tf32_deep1152_w4x2s9_64x16", "fp16_deep1152_w4x2s3_64x64_images2", "tf32_deep1152_w4x1s3_64x32_images5"],
     "stem_mbconv": ["fp16_paired_28x32_rows2", "bf16_paired_56x16_rows3_by1", "tf32_paired_28x16_rows12", "fp16_strided_56x16_rows3"],
 }  # fmt: skip
 
