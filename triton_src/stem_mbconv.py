@@ -15,7 +15,7 @@ even column: one load (PAIRED). The depth of 32 is, of each of nine rows of taps
 taps, and then ones, which the bias meets. In float32 the stem is made of three bfloat16 products, of the factors' upper and lower
 halves, which see more than TF32 does, and the depthwise sums of multiply-adds.
 
-A row of 16 pixels takes 204 instructions in half precision, 531 in float32 (9.0). Two warps that shared pixels would need
+A row of 16 pixels takes 204 instructions in half precision, 512 in float32 (9.0). Two warps that shared pixels would need
 barriers; these wait for nothing but their own loads, which are a row ahead.
 
 Channels are renamed so that a thread has neighbours: columns 2t, 2t + 1 of the product's four tiles of 8 are eight channels
