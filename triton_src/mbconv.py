@@ -143,20 +143,27 @@ def project(filtered, weight, out, h, first, HIDDEN: gl.constexpr, out_channels,
 
 
 @gluon.jit
-def load_row(vector, FIRST: gl.constexpr, COLUMNS: gl.constexpr, out_channels, layout: gl.constexpr):
-    """A vector of the output channels, from FIRST on, as a row."""
+def load_affine(scale, bias, FIRST: gl.constexpr, COLUMNS: gl.constexpr, out_channels, layout: gl.constexpr):
+    """(the scales of the projection's rows, if they have some; bias) for output channels from FIRST on."""
     o = FIRST + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
-    return gl.load(vector + o, mask=o < out_channels, other=0.0)[None, :]
+    scales = ()
+    if scale is not None:
+        scales = (gl.load(scale + o, mask=o < out_channels, other=0.0)[None, :],)
+    return scales, gl.load(bias + o, mask=o < out_channels, other=0.0)[None, :]
 
 
 @gluon.jit
-def store_tile(tile, bias, residual, out, first, pixels, out_channels, flags, FIRST: gl.constexpr, layout: gl.constexpr):
-    """Writes a tile of `pixels` in a row in memory, with its output channels from FIRST on; `bias` is a row in the layout of the stores."""
+def store_tile(tile, affine, residual, out, first, pixels, out_channels, flags, FIRST: gl.constexpr, layout: gl.constexpr):
+    """Writes a tile of `pixels` in a row in memory, with its output channels from FIRST on; `affine` has the layout of the stores."""
+    scales, bias = affine
     o = FIRST + gl.arange(0, tile.shape[1], layout=gl.SliceLayout(0, layout))
     p = first + gl.arange(0, tile.shape[0], layout=gl.SliceLayout(1, layout))
     where = p[:, None] * out_channels + o[None, :]
     mask = (p < pixels)[:, None] & (o < out_channels)[None, :]
-    y = gl.convert_layout(tile, layout) + bias
+    y = gl.convert_layout(tile, layout)
+    if len(scales) > 0:
+        y *= scales[0]
+    y += bias
     if (flags & HAS_RESIDUAL) != 0:
         y += gl.load(residual + where, mask=mask, other=0.0).to(gl.float32)
     gl.store(out + where, y.to(out.dtype.element_ty), mask=mask)
@@ -258,10 +265,10 @@ def effnet_mbconv(x, expand_weight, expand_bias, depthwise_weight, depthwise_bia
         if COLUMNS2 > 0:
             result2 = project(filtered, project_weight, result2, k, begin, HIDDEN, out_channels, COLUMNS, COLUMNS2, right_operand)
     eights: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [WARPS_M * WARPS_N, 1], [1, 0])
-    store_tile(result, load_row(project_bias, 0, COLUMNS, out_channels, eights), residual, out, first, pixels, out_channels, flags, 0, eights)
+    store_tile(result, load_affine(None, project_bias, 0, COLUMNS, out_channels, eights), residual, out, first, pixels, out_channels, flags, 0, eights)
     if COLUMNS2 > 0:
         eights2: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS2, COLUMNS2 // 8], [WARPS_M * WARPS_N, 1], [1, 0])
-        store_tile(result2, load_row(project_bias, COLUMNS, COLUMNS2, out_channels, eights2), residual, out, first, pixels, out_channels, flags, COLUMNS, eights2)
+        store_tile(result2, load_affine(None, project_bias, COLUMNS, COLUMNS2, out_channels, eights2), residual, out, first, pixels, out_channels, flags, COLUMNS, eights2)
 
 
 @gluon.jit
@@ -534,24 +541,6 @@ def tile_depth(tile):
 
 
 @gluon.jit
-def load_affine(scale, bias, FIRST: gl.constexpr, COLUMNS: gl.constexpr, out_channels, layout: gl.constexpr):
-    """(the scales of the projection's rows, if they have some; bias) for output channels from FIRST on."""
-    scales = ()
-    if scale is not None:
-        scales = (load_row(scale, FIRST, COLUMNS, out_channels, layout),)
-    return scales, load_row(bias, FIRST, COLUMNS, out_channels, layout)
-
-
-@gluon.jit
-def store_affine(tile, affine, residual, out, first, pixels, out_channels, flags, FIRST: gl.constexpr, layout: gl.constexpr):
-    scales, bias = affine
-    tile = gl.convert_layout(tile, layout)
-    if len(scales) > 0:
-        tile *= scales[0]
-    store_tile(tile, bias, residual, out, first, pixels, out_channels, flags, FIRST, layout)
-
-
-@gluon.jit
 def effnet_mbconv_wide(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias, residual, out,
                        batch, height, width, out_height, out_width, out_channels, left, top, high, flags,
                        STRIDE: gl.constexpr, IN_CHANNELS: gl.constexpr, HIDDEN: gl.constexpr, COLUMNS: gl.constexpr, COLUMNS2: gl.constexpr,
@@ -650,12 +639,12 @@ def compute_block(x, expand_weight, expand_bias, depthwise_weight, depthwise_sca
     stores: gl.constexpr = mma if EAGER else gl.BlockedLayout([1, VECTOR], [32 * VECTOR // COLUMNS, COLUMNS // VECTOR], [WARPS, 1], [1, 0])
     if not EAGER:
         affine = load_affine(project_scale, project_bias, 0, COLUMNS, out_channels, stores)
-    store_affine(results[0], affine, residual, out, first, pixels, out_channels, flags, 0, stores)
+    store_tile(results[0], affine, residual, out, first, pixels, out_channels, flags, 0, stores)
     if COLUMNS2 > 0:
         stores2: gl.constexpr = mma if EAGER else gl.BlockedLayout([1, VECTOR], [32 * VECTOR // COLUMNS2, COLUMNS2 // VECTOR], [WARPS, 1], [1, 0])
         if not EAGER:
             affine2 = load_affine(project_scale, project_bias, COLUMNS, COLUMNS2, out_channels, stores2)
-        store_affine(results[1], affine2, residual, out, first, pixels, out_channels, flags, COLUMNS, stores2)
+        store_tile(results[1], affine2, residual, out, first, pixels, out_channels, flags, COLUMNS, stores2)
 
 
 # (input channels, columns of the projection in two parts, stride): the blocks of ModelNew, MobileNetV2 and EfficientNet-Lite
