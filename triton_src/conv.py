@@ -156,10 +156,9 @@ def candidates():
         for m, n, k, warps in TRIED:
             yield variant(precision, 3, "nhwc", True, m, n, k, warps, f"w{warps}_")
         if precision != "fp32":
-            for tiles, warps in ((1, 1), (1, 2), (2, 1), (1, 4), (2, 4), (4, 4)):
-                yield folded(precision, tiles, warps, f"w{warps}_")
-            for tiles, warps in {(4, 2)} - set(FOLDED[precision]):
-                yield folded(precision, tiles, warps)
+            for tiles, warps in ((1, 1), (1, 2), (2, 1), (1, 4), (4, 2), (2, 4), (4, 4)):
+                if (tiles, warps) not in FOLDED[precision]:
+                    yield folded(precision, tiles, warps, f"w{warps}_")
 
 
 def folded(precision, tiles, warps, schedule=""):
